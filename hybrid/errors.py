@@ -1,0 +1,25 @@
+"""Everything this package raises on purpose, one sentence each."""
+
+
+class HybridError(Exception):
+    """The family: catch this to catch all that the package raises on purpose."""
+
+
+class InvalidEvent(HybridError, ValueError):
+    """An event was refused before anything was stored or sent."""
+
+
+class EventTooLarge(InvalidEvent):
+    """An event's encoded data is over `HYBRID_MAX_EVENT_BYTES`."""
+
+
+class ConfigError(HybridError, ValueError):
+    """A `HYBRID_` setting has a value that cannot be used."""
+
+
+class NotReady(HybridError, RuntimeError):
+    """The extension was used before `init_app`, or with no way to tell which app is meant."""
+
+
+class TooManyConnections(HybridError):
+    """This instance holds as many streams and long polls as it may."""

@@ -1,0 +1,491 @@
+"""HTTP in, HTTP out: parse, ask, answer. The contract is docs/protocol.md.
+
+Errors are problem details (RFC 9457). Nothing a client sends may end in a 500.
+"""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flask import Blueprint, Response, current_app, make_response, request
+from flask import send_from_directory as send_file_from
+from werkzeug.exceptions import HTTPException
+
+import hybrid
+from hybrid.audience import MAX_NAME, Audience, Identity, is_name
+from hybrid.connection import Connection
+from hybrid.errors import EventTooLarge, InvalidEvent, TooManyConnections
+from hybrid.events import random_id
+from hybrid.instance import Instance
+from hybrid.log import Start
+from hybrid.monitor.snapshot import snapshot
+from hybrid.stream import Stream
+from hybrid.wire import control_frame, retry_frame, to_json
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+    from hybrid.extension import AppState
+
+logger = logging.getLogger("hybrid")
+
+MAX_TOPICS = 100
+MAX_WAIT = 25.0
+"""Seconds a long poll may last: some platforms want the first byte within 30."""
+MAX_LIMIT = 1000
+POLL_BYTES = 1024 * 1024
+POLL_WAIT_MS = 5000
+"""The delay between two polls that the server suggests."""
+RETRY_MS = 3000
+FULL_RETRY_AFTER = 5
+"""Seconds until a refused client should try again."""
+YEAR = 31_536_000
+STATIC = Path(__file__).with_name("static")
+
+
+class Problem(HTTPException):
+    """An error answer as problem details."""
+
+    def __init__(
+        self, status: int, title: str, detail: str, *, retry_after: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.code = status
+        self.title = title
+        self.retry_after = retry_after
+
+    def answer(self) -> Response:
+        assert self.code is not None
+        _state().instance().problems[self.code] += 1
+        body = {
+            "type": "about:blank",
+            "title": self.title,
+            "status": self.code,
+            "detail": self.description,
+        }
+        response = Bare(to_json(body), self.code, content_type="application/problem+json")
+        response.headers["Cache-Control"] = "no-store"
+        if self.retry_after is not None:
+            response.headers["Retry-After"] = str(self.retry_after)
+        return response
+
+
+class Bare(Response):
+    """A response that sets no cookie, whoever asks for one.
+
+    Flask re-issues a permanent session on every response, and a stream or poll that began
+    before a logout would bring the session back.
+    """
+
+    def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Any:
+        headers = super().get_wsgi_headers(environ)
+        headers.remove("Set-Cookie")
+        headers["X-Content-Type-Options"] = "nosniff"
+        return headers
+
+
+class StreamResponse(Bare):
+    """The answer that carries a stream."""
+
+    # get_data() on an endless body must fail at once, not read for ever
+    implicit_sequence_conversion = False
+
+    def __init__(self, body: Iterable[bytes]) -> None:
+        super().__init__(body, content_type="text/event-stream; charset=utf-8")
+        self.headers["Cache-Control"] = "no-cache, no-store, no-transform"
+        self.headers["X-Accel-Buffering"] = "no"
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        # Only now is it known whether an after_request handler wrapped the body or encodes it;
+        # bytes that went round a compressor would be garbage.
+        body = self.response
+        plain = isinstance(body, Stream) and "Content-Encoding" not in self.headers
+        if plain and _state().settings.direct_writes:
+            body.connection.attach(environ)  # type: ignore[union-attr]
+        return super().__call__(environ, start_response)
+
+
+def make_blueprint() -> Blueprint:
+    """The blueprint `hybrid` with all endpoints of the contract."""
+    blueprint = Blueprint("hybrid", __name__, template_folder="templates")
+    blueprint.add_url_rule("/sse", view_func=sse)
+    blueprint.add_url_rule("/polling", view_func=polling)
+    blueprint.add_url_rule("/test", view_func=test, methods=["POST"])
+    blueprint.add_url_rule("/monitor", view_func=monitor)
+    blueprint.add_url_rule("/client/<path:filename>", view_func=client_file)
+    blueprint.add_url_rule("/health/live", view_func=live)
+    blueprint.add_url_rule("/health/ready", view_func=ready)
+    blueprint.register_error_handler(Problem, Problem.answer)
+    blueprint.register_error_handler(HTTPException, _http_problem)
+    return blueprint
+
+
+# -- endpoints
+
+
+def sse() -> Response:
+    """GET /sse: the stream."""
+    try:
+        _require_streaming()
+        return _open_stream()
+    except Problem as problem:
+        if problem.code in (429, 503) and _only_takes_events():
+            return _refuse_by_event(problem)
+        raise
+
+
+def _open_stream() -> Response:
+    state = _state()
+    identity = _identity(state)
+    topics = _topics(state, identity)
+    if request.method == "HEAD":
+        return StreamResponse(())
+    instance = state.instance()
+    since = request.headers.get("Last-Event-ID") or request.args.get("since")
+    start = instance.log.resolve(since, max_replay=state.settings.max_replay_events)
+    connection = Connection(
+        random_id(),
+        identity,
+        topics,
+        position=start.offset,
+        transport="sse",
+        opened_at=instance.hub.clock(),
+    )
+    try:
+        instance.hub.open(connection)
+    except TooManyConnections as error:
+        raise Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER) from error
+    stream = Stream(instance.hub, connection, _opening(instance, connection, start))
+    return StreamResponse(stream)
+
+
+def _opening(instance: Instance, connection: Connection, start: Start) -> bytes:
+    """The first bytes: retry, hello, and the gap if there is one."""
+    cursor = instance.log.cursor_at(start.offset)
+    hello = {
+        "protocol": 1,
+        "client": connection.id,
+        # With a gap to come, the position is the gap's to give: a connection cut between the
+        # two would otherwise leave the client at the new position, never told what it missed.
+        "cursor": None if start.gap else str(cursor),
+        "heartbeat": round(instance.settings.heartbeat_seconds * 1000),
+        "resumed": start.resumed,
+    }
+    opening = retry_frame(RETRY_MS) + control_frame("hello", hello, None if start.gap else cursor)
+    if start.gap:
+        instance.hub.gaps[start.gap] += 1
+        opening += control_frame("gap", {"reason": start.gap, "cursor": str(cursor)}, cursor)
+    return opening
+
+
+def polling() -> Response:
+    """GET /polling: what has come since the cursor, at once or within `wait` seconds."""
+    state = _state()
+    identity = _identity(state)
+    topics = _topics(state, identity)
+    wait = _number("wait", 0.0, 0.0, MAX_WAIT)
+    limit = int(_number("limit", MAX_LIMIT, 1, MAX_LIMIT, whole=True))
+    instance = state.instance()
+    instance.polls += 1
+    start = instance.log.resolve(
+        request.args.get("since"), max_replay=state.settings.max_replay_events
+    )
+    if start.gap:
+        instance.hub.gaps[start.gap] += 1
+        return _poll_answer(instance, [], start.offset, gap=start.gap)
+    connection = Connection(
+        random_id(),
+        identity,
+        topics,
+        position=start.offset,
+        transport="polling",
+        opened_at=instance.hub.clock(),
+    )
+    if "since" not in request.args or not _can_hold():
+        wait = 0.0
+    items, overflow = _await_events(instance, connection, limit, wait)
+    if overflow:
+        instance.hub.gaps["overflow"] += 1
+    return _poll_answer(instance, items, connection.position, gap="overflow" if overflow else None)
+
+
+def _await_events(
+    instance: Instance, connection: Connection, limit: int, wait: float
+) -> tuple[list[str], bool]:
+    """Read for the connection until there is something or `wait` seconds are over."""
+    hub, log = instance.hub, instance.log
+    deadline = hub.clock() + wait
+    try:
+        while True:
+            reading = log.read(
+                connection.position,
+                log.last,
+                connection.sees,
+                max_events=limit,
+                max_bytes=POLL_BYTES,
+            )
+            connection.position = reading.offset
+            left = deadline - hub.clock()
+            if reading.entries or reading.overflow or left <= 0 or connection.farewell:
+                hub.deliveries += len(reading.entries)
+                return [entry.poll_item for entry in reading.entries], reading.overflow
+            if connection.id not in hub.connections:
+                try:
+                    hub.open(connection)
+                except TooManyConnections:
+                    return [], False  # a full instance still answers, it only does not wait
+            if hub.join(connection):
+                connection.park(left)
+                hub.leave(connection)
+    finally:
+        hub.close(connection, "polled")
+
+
+def _poll_answer(instance: Instance, items: list[str], offset: int, *, gap: str | None) -> Response:
+    log = instance.log
+    rest = {
+        "cursor": str(log.cursor_at(offset)),
+        "more": offset < log.last,
+        "gap": {"reason": gap} if gap else None,
+        "wait": POLL_WAIT_MS,
+        "bus": instance.bus.state,
+    }
+    # The events are JSON already, encoded once for all who poll them.
+    body = f'{{"events":[{",".join(items)}],{to_json(rest)[1:]}'
+    return _json(body)
+
+
+def test() -> Response:
+    """POST /test: send a test event."""
+    state = _state()
+    identity = _identity(state)
+    _require_same_origin()
+    fields = _json_object({"type", "data", "users", "roles", "topics"}, state)
+    try:
+        audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
+        if not _may_test(state, identity, audience):
+            raise Problem(403, "Forbidden", "you may send test events to yourself only")
+        receipt = state.hybrid._send(
+            state, fields.get("type", "test"), fields.get("data"), audience, None
+        )
+    except EventTooLarge as error:
+        raise Problem(413, "Event too large", str(error)) from error
+    except InvalidEvent as error:
+        raise Problem(400, "Invalid event", str(error)) from error
+    answer = {
+        "id": receipt.id,
+        "cursor": str(receipt.cursor) if receipt.cursor else None,
+        "stored": receipt.stored,
+        "connections": state.instance().hub.held(),
+    }
+    return _json(to_json(answer), 201 if receipt.stored == "log" else 202)
+
+
+def monitor() -> Response:
+    """GET /monitor: the figures."""
+    state = _state()
+    identity = _identity(state)
+    if not _permitted(state.hybrid._can_monitor, identity, default=state.debug()):
+        raise Problem(403, "Forbidden", "the monitor is for those whom can_monitor admits")
+    return _json(to_json(snapshot(state.instance())))
+
+
+def client_file(filename: str) -> Response:
+    """GET /client/<file>: the JavaScript. Asked for with its version it never changes."""
+    versioned = request.args.get("v") == hybrid.__version__
+    response = make_response(send_file_from(STATIC, filename, max_age=YEAR if versioned else 3600))
+    if filename.endswith(".js"):
+        response.content_type = "text/javascript; charset=utf-8"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.cache_control.public = True
+    response.cache_control.immutable = versioned
+    return response
+
+
+def live() -> Response:
+    """GET /health/live: the process answers."""
+    return _json('{"status":"ok"}')
+
+
+def ready() -> Response:
+    """GET /health/ready: it can take new clients."""
+    hub = _state().instance().hub
+    if hub.held() >= hub.max_connections:
+        raise Problem(503, "Full", "no connection is free", retry_after=FULL_RETRY_AFTER)
+    return _json('{"status":"ok"}')
+
+
+# -- what a request says
+
+
+def _state() -> "AppState":
+    state: AppState = current_app.extensions["hybrid"]
+    return state
+
+
+def _identity(state: "AppState") -> Identity:
+    identity = _ask(state.hybrid._identify)
+    if not isinstance(identity, Identity):  # None, or a hook that forgot what it returns
+        raise Problem(401, "Unauthorized", "this needs an identity; log in first")
+    if identity.user is None and not state.settings.anonymous:
+        raise Problem(401, "Unauthorized", "anonymous visitors may not connect; log in first")
+    return identity
+
+
+def _topics(state: "AppState", identity: Identity) -> frozenset[str]:
+    topics = frozenset(request.args.getlist("topic"))
+    if len(topics) > MAX_TOPICS:
+        raise Problem(400, "Bad request", f"at most {MAX_TOPICS} topics a connection")
+    for topic in topics:
+        if not is_name(topic):
+            raise Problem(
+                400,
+                "Bad request",
+                f"a topic has 1 to {MAX_NAME} characters and no control characters",
+            )
+        if not _ask(state.hybrid._authorize, identity, topic):
+            raise Problem(403, "Forbidden", f"the topic {topic!r} is not open to you")
+    return topics
+
+
+def _ask(hook: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a hook of the application; one that raises admits nobody."""
+    try:
+        return hook(*arguments)
+    except HTTPException:
+        raise  # abort(403) in a hook is an answer
+    except Exception:
+        logger.exception("%s raised; the request is refused", getattr(hook, "__name__", hook))
+        raise Problem(
+            503, "Unavailable", "who you are could not be established", retry_after=FULL_RETRY_AFTER
+        ) from None
+
+
+def _permitted(hook: Callable[..., Any] | None, identity: Identity, *, default: bool) -> bool:
+    return default if hook is None else bool(_ask(hook, identity))
+
+
+def _may_test(state: "AppState", identity: Identity, audience: Audience) -> bool:
+    only_self = identity.user is not None and audience == Audience(users=frozenset({identity.user}))
+    return only_self or _permitted(state.hybrid._can_test, identity, default=state.debug())
+
+
+def _number(name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
+    text = request.args.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(int(text) if whole else float(text))
+    except (ValueError, OverflowError):
+        value = math.nan
+    if not low <= value <= high:  # NaN is in no range
+        kind = "whole number" if whole else "number"
+        raise Problem(400, "Bad request", f"{name} must be a {kind} from {low:g} to {high:g}")
+    return value
+
+
+def _json_object(known: set[str], state: "AppState") -> dict[str, Any]:
+    if request.mimetype != "application/json":
+        raise Problem(415, "Unsupported media type", "send application/json")
+    # Twice the event: its data may be spelled with escapes that encoding again removes.
+    request.max_content_length = 2 * state.settings.max_event_bytes + 16 * 1024
+    try:
+        fields = json.loads(request.get_data(cache=False))
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "Bad request", f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise Problem(400, "Bad request", "the body must be a JSON object")
+    if unknown := sorted(fields.keys() - known):
+        raise Problem(400, "Bad request", f"unknown field {unknown[0]!r:.60}")
+    return fields
+
+
+def _require_same_origin() -> None:
+    """Refuse what another site's page sends with this user's cookies.
+
+    Browsers say where a request comes from in Sec-Fetch-Site, older ones in Origin; a client
+    that says neither is no browser and has no cookies of a victim.
+    """
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin")
+    if site is not None:
+        allowed = site in ("same-origin", "none")
+    else:
+        allowed = origin is None or origin == request.host_url.rstrip("/")
+    if not allowed:
+        raise Problem(403, "Forbidden", "only pages of this site may do this")
+
+
+# -- what the server can do
+
+
+def _can_hold() -> bool:
+    """Whether a request may be held open without blocking the whole worker."""
+    environ = request.environ
+    if environ.get("HTTP_VERSION") == "2":
+        return False  # gunicorn serves the streams of an HTTP/2 connection one after the other
+    if environ.get("wsgi.multithread") or current_app.testing:
+        return True
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("socket"))
+
+
+def _require_streaming() -> None:
+    if _can_hold() or request.method == "HEAD":
+        return
+    _warn_once_that_streams_are_off()
+    raise Problem(
+        503,
+        "No streaming here",
+        "this server cannot hold a stream without blocking everybody else; poll instead",
+        retry_after=600,
+    )
+
+
+def _warn_once_that_streams_are_off() -> None:
+    instance = _state().instance()
+    if not instance.problems[503]:
+        logger.warning(
+            "a stream was refused: this server handles one request at a time, or HTTP/2 inside"
+            " gunicorn. Clients poll. Fix: gunicorn -k gevent, with HTTP/2 at the proxy"
+        )
+
+
+def _only_takes_events() -> bool:
+    """Whether the caller is a native EventSource and is to be spared an error status.
+
+    It gives up for good on anything but 200. Its Accept header is text/event-stream alone,
+    while a client that handles statuses names application/problem+json as well.
+    """
+    return (
+        _state().settings.native_errors == "event"
+        and "application/problem+json" not in request.headers.get("Accept", "")
+    )
+
+
+def _refuse_by_event(problem: Problem) -> Response:
+    assert problem.code is not None
+    _state().instance().problems[problem.code] += 1
+    after = (problem.retry_after or FULL_RETRY_AFTER) * 1000
+    bye = control_frame("bye", {"reason": "full", "after": after})
+    return StreamResponse((retry_frame(after) + bye,))
+
+
+def _json(body: str, status: int = 200) -> Response:
+    response = Bare(body, status, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _http_problem(error: HTTPException) -> Response:
+    if isinstance(error, Problem):
+        return error.answer()
+    if error.code is None or error.code < 400:
+        return make_response(error.get_response())
+    return Problem(error.code, error.name, error.description or error.name).answer()

@@ -1,0 +1,72 @@
+"""The bytes of Server-Sent Events, HTTP/1.1 chunks and poll answers. Pure.
+
+Ruled by the WHATWG HTML standard, section 9.2 (server-sent events), and RFC 9112 section 7.1.
+A stream's lines end at CR, LF or CRLF and nowhere else: `str.splitlines` also cuts at U+2028
+and six others, which would change what was sent.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from hybrid.events import Cursor, Event
+
+_LINE_END = re.compile("\r\n|\r|\n")
+
+
+def to_json(data: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON text in ASCII on one line: no separator of any kind can occur in it.
+
+    Raises `ValueError` for NaN and the infinities, which `JSON.parse` refuses, and
+    `TypeError` for what neither JSON nor `default` knows.
+    """
+    return json.dumps(
+        data, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default
+    )
+
+
+def event_frame(event: Event) -> bytes:
+    """An event as a block of the stream.
+
+    A stored one carries its cursor as `id:`. A provisional one has none, so that a browser's
+    Last-Event-ID never leaves the log; its own id goes into `eid:`, a field that the standard
+    tells every other parser to ignore.
+    """
+    place = f"id: {event.cursor}" if event.cursor is not None else f"eid: {event.id}"
+    if event.is_text:
+        data = "".join(f"data: {line}\n" for line in _LINE_END.split(event.body))
+    else:
+        data = f"data: {event.body}\n"
+    return f"{place}\nevent: {event.type}\n{data}\n".encode()
+
+
+def control_frame(name: str, data: dict[str, Any], cursor: Cursor | None = None) -> bytes:
+    """One of the protocol's own events, `hybrid.<name>`."""
+    place = f"id: {cursor}\n" if cursor is not None else ""
+    return f"{place}event: hybrid.{name}\ndata: {to_json(data)}\n\n".encode()
+
+
+def heartbeat_frame(cursor: Cursor) -> bytes:
+    """An id-only block: a sign of life that also moves the client's cursor."""
+    return f"id: {cursor}\n\n".encode()
+
+
+def retry_frame(ms: int) -> bytes:
+    """How long a native EventSource waits before it reconnects."""
+    return f"retry: {ms}\n\n".encode()
+
+
+def chunk(frame: bytes) -> bytes:
+    """The frame as one HTTP/1.1 chunk."""
+    return b"%x\r\n%b\r\n" % (len(frame), frame)
+
+
+def poll_item(event: Event) -> str:
+    """An event as an entry of a poll's `events`."""
+    body = to_json(event.body) if event.is_text else event.body
+    cursor = f'"{event.cursor}"' if event.cursor is not None else "null"
+    return (
+        f'{{"id":"{event.id}","cursor":{cursor},"type":{to_json(event.type)},'
+        f'"{"text" if event.is_text else "data"}":{body},"at":{event.at}}}'
+    )
