@@ -192,7 +192,7 @@ class Hybrid:
         start = log.resolve("0" if since is None else since)
         granted = frozenset(topics)
         reading = log.read(
-            start.offset,
+            start.cursor.offset,
             log.last,
             lambda event: event.audience.admits(identity, granted),
             max_events=max(1, limit),
@@ -200,9 +200,9 @@ class Hybrid:
         )
         return History(
             tuple(entry.event for entry in reading.entries),
-            str(log.cursor_at(reading.offset)),
+            str(reading.cursor),
             "overflow" if reading.overflow else start.gap,
-            reading.offset < log.last,
+            reading.cursor.offset < log.last,
         )
 
     def cursor(self) -> str:

@@ -29,7 +29,7 @@ from hybrid.connection import NEVER, Connection, takes_nothing
 from hybrid.errors import TooManyConnections
 from hybrid.histogram import Histogram
 from hybrid.log import Entry, Log
-from hybrid.wire import chunk, control_frame, heartbeat_frame
+from hybrid.wire import COMMENT, chunk, control_frame, gap_frame, heartbeat_frame
 
 logger = logging.getLogger("hybrid")
 
@@ -100,6 +100,7 @@ class Hub:
         wall: Callable[[], int],
         random: Callable[[], float],
         pause: Callable[[], None],
+        writes_per_turn: int = WRITES_PER_TURN,
     ) -> None:
         self.log = log
         self.position = log.last
@@ -119,6 +120,7 @@ class Hub:
         self._wall = wall
         self._random = random
         self._pause = pause
+        self._writes_per_turn = writes_per_turn
         self._stall = stall
         self._lock = threading.Lock()
         self._doorbell = threading.Event()
@@ -178,18 +180,25 @@ class Hub:
             max_events=PASS_EVENTS,
             max_bytes=CATCH_UP_BYTES,
         )
-        if connection.position < self.position:
-            connection.position = reading.offset
+        connection.position = reading.cursor.offset
         if reading.overflow:
             self.gaps["overflow"] += 1
-            cursor = self.log.cursor_at(connection.position)
-            return control_frame("gap", {"reason": "overflow", "cursor": str(cursor)}, cursor)
+            return gap_frame("overflow", reading.cursor)
         if not reading.entries:
             return None
         frames = b"".join([entry.frame for entry in reading.entries])
         self.deliveries += len(reading.entries)
         self.delivered_bytes += len(frames)
         return frames
+
+    def sign_of_life(self, offset: int) -> bytes:
+        """A heartbeat for who stands at `offset`.
+
+        Where the log no longer holds that, it is a comment without an id: any other cursor would
+        run ahead of events that the client has not been sent.
+        """
+        cursor = self.log.cursor_at(offset)
+        return COMMENT if cursor is None else heartbeat_frame(cursor)
 
     def end(self, connection: Connection, reason: str, *, after: int) -> None:
         """Say `hybrid.bye` and stop; the client comes back `after` milliseconds later."""
@@ -355,7 +364,7 @@ class Hub:
                 offset, rest = batch.cut_at(sent, start, chunked=connection.chunked)
                 self._fall_behind(connection, offset, rest)
             turn += 1
-            if turn == WRITES_PER_TURN:
+            if turn == self._writes_per_turn:
                 turn = 0
                 self._pause()
         if taken:
@@ -388,7 +397,7 @@ class Hub:
         self._ticked = tick
         for moment in range(first, tick + 1):
             due = list(self._wheel[moment % TICKS])
-            frame = heartbeat_frame(self.log.cursor_at(self.position))
+            frame = self.sign_of_life(self.position)
             framed = chunk(frame)
             for connection in due:
                 if connection.live_since <= self.position:

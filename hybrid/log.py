@@ -47,17 +47,17 @@ class Entry:
 class Start:
     """Where a client begins: `gap` names why what it asked for cannot be replayed in full."""
 
-    offset: int
+    cursor: Cursor
     resumed: bool = False
     gap: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reader got: its entries, how far it looked, and whether it had fallen out."""
+    """What a reader got and how far it looked; `overflow` if what it stood at was dropped."""
 
     entries: Sequence[Entry]
-    offset: int
+    cursor: Cursor
     overflow: bool = False
 
 
@@ -112,12 +112,13 @@ class Log:
             self._dropped_at = max(self._dropped_at, oldest.event.at)
             del self._entries[oldest.offset]
 
-    def cursor_at(self, offset: int) -> Cursor:
-        """The cursor at an offset; the anchor's for anything older."""
+    def cursor_at(self, offset: int) -> Cursor | None:
+        """The cursor at an offset; None where it is not held (any more)."""
         entry = self._entries.get(offset)
-        if entry is not None and entry.event.cursor is not None:
+        if entry is not None:
             return entry.event.cursor
-        return self.head if offset == self.head.offset else self.anchor
+        anchor = self.anchor
+        return anchor if anchor.offset == offset else None
 
     def resolve(self, since: str | None, *, max_replay: int | None = None) -> Start:
         """What a client that asks for `since` gets: the decision between resume and gap.
@@ -127,7 +128,7 @@ class Log:
         the log holds at that offset. Never raises.
         """
         if since is None:
-            return Start(self.last)
+            return Start(self.head)
         if since.isascii() and since.isdigit():
             return self._resolve_time(int(since[:20]), max_replay)
         cursor = Cursor.parse(since)
@@ -141,25 +142,27 @@ class Log:
             return self._gap("expired")
         if self.cursor_at(cursor.offset) != cursor:
             return self._gap("forked")
-        return self._replay(cursor.offset, max_replay)
+        return self._replay(cursor, max_replay)
 
     def _resolve_time(self, since: int, max_replay: int | None) -> Start:
         # A linear scan: `at` comes from clocks that can be set back, so it is not sorted.
-        oldest = next(
-            (offset for offset, entry in list(self._entries.items()) if entry.event.at > since),
-            self.last + 1,
-        )
         if 0 < since < self._dropped_at:
             return self._gap("expired")
-        return self._replay(oldest - 1, max_replay)
+        before = self.anchor
+        for entry in list(self._entries.values()):
+            if entry.event.at > since:
+                break
+            assert entry.event.cursor is not None
+            before = entry.event.cursor
+        return self._replay(before, max_replay)
 
-    def _replay(self, offset: int, max_replay: int | None) -> Start:
-        if max_replay is not None and self.last - offset > max_replay:
+    def _replay(self, cursor: Cursor, max_replay: int | None) -> Start:
+        if max_replay is not None and self.last - cursor.offset > max_replay:
             return self._gap("too_far")
-        return Start(offset, resumed=True)
+        return Start(cursor, resumed=True)
 
     def _gap(self, reason: str) -> Start:
-        return Start(self.last, gap=reason)
+        return Start(self.head, gap=reason)
 
     def read(
         self,
@@ -172,25 +175,31 @@ class Log:
     ) -> Reading:
         """The events in (after, upto] that the reader sees, in order, within the bounds.
 
-        At least one event is returned if there is one, whatever its size. `overflow` says
-        that `after` is no longer in the log: the reader missed events and must be told.
+        At least one event is returned if there is one, whatever its size. With `overflow`,
+        `after` is no longer in the log: the reader missed events, must be told, and goes on at
+        `cursor`.
         """
-        if after < self.anchor.offset:
-            return Reading((), upto, overflow=True)
+        cursor = self.cursor_at(after)
+        if cursor is None:
+            return self._overflow(upto)
         found: list[Entry] = []
         size = 0
         for offset in range(after + 1, upto + 1):
             entry = self._entries.get(offset)
-            if entry is None:
-                return Reading((), upto, overflow=True)
+            if entry is None or entry.event.cursor is None:
+                return self._overflow(upto)
             if sees(entry.event):
                 if found and size + len(entry.frame) > max_bytes:
-                    return Reading(found, offset - 1)
+                    break
                 found.append(entry)
                 size += len(entry.frame)
-                if len(found) >= max_events:
-                    return Reading(found, offset)
-        return Reading(found, upto)
+            cursor = entry.event.cursor
+            if len(found) >= max_events:
+                break
+        return Reading(found, cursor)
+
+    def _overflow(self, upto: int) -> Reading:
+        return Reading((), self.cursor_at(upto) or self.head, overflow=True)
 
     def between(self, after: int, upto: int) -> list[Entry] | None:
         """All entries in (after, upto]; None if some of them have been dropped."""

@@ -21,7 +21,7 @@ from hybrid.connection import Connection
 from hybrid.errors import EventTooLarge, InvalidEvent, TooManyConnections
 from hybrid.events import random_id
 from hybrid.instance import Instance
-from hybrid.log import Start
+from hybrid.log import Reading
 from hybrid.monitor.snapshot import snapshot
 from hybrid.stream import Stream
 from hybrid.wire import control_frame, retry_frame, to_json
@@ -40,7 +40,6 @@ MAX_LIMIT = 1000
 POLL_BYTES = 1024 * 1024
 POLL_WAIT_MS = 5000
 """The delay between two polls that the server suggests."""
-RETRY_MS = 3000
 FULL_RETRY_AFTER = 5
 """Seconds until a refused client should try again."""
 YEAR = 31_536_000
@@ -153,7 +152,7 @@ def _open_stream() -> Response:
         random_id(),
         identity,
         topics,
-        position=start.offset,
+        position=start.cursor.offset,
         transport="sse",
         opened_at=instance.hub.clock(),
     )
@@ -161,27 +160,7 @@ def _open_stream() -> Response:
         instance.hub.open(connection)
     except TooManyConnections as error:
         raise Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER) from error
-    stream = Stream(instance.hub, connection, _opening(instance, connection, start))
-    return StreamResponse(stream)
-
-
-def _opening(instance: Instance, connection: Connection, start: Start) -> bytes:
-    """The first bytes: retry, hello, and the gap if there is one."""
-    cursor = instance.log.cursor_at(start.offset)
-    hello = {
-        "protocol": 1,
-        "client": connection.id,
-        # With a gap to come, the position is the gap's to give: a connection cut between the
-        # two would otherwise leave the client at the new position, never told what it missed.
-        "cursor": None if start.gap else str(cursor),
-        "heartbeat": round(instance.settings.heartbeat_seconds * 1000),
-        "resumed": start.resumed,
-    }
-    opening = retry_frame(RETRY_MS) + control_frame("hello", hello, None if start.gap else cursor)
-    if start.gap:
-        instance.hub.gaps[start.gap] += 1
-        opening += control_frame("gap", {"reason": start.gap, "cursor": str(cursor)}, cursor)
-    return opening
+    return StreamResponse(Stream(instance.hub, connection, start))
 
 
 def polling() -> Response:
@@ -197,27 +176,22 @@ def polling() -> Response:
         request.args.get("since"), max_replay=state.settings.max_replay_events
     )
     if start.gap:
-        instance.hub.gaps[start.gap] += 1
-        return _poll_answer(instance, [], start.offset, gap=start.gap)
+        return _poll_answer(instance, Reading((), start.cursor), gap=start.gap)
     connection = Connection(
         random_id(),
         identity,
         topics,
-        position=start.offset,
+        position=start.cursor.offset,
         transport="polling",
         opened_at=instance.hub.clock(),
     )
     if "since" not in request.args or not _can_hold():
         wait = 0.0
-    items, overflow = _await_events(instance, connection, limit, wait)
-    if overflow:
-        instance.hub.gaps["overflow"] += 1
-    return _poll_answer(instance, items, connection.position, gap="overflow" if overflow else None)
+    reading = _await_events(instance, connection, limit, wait)
+    return _poll_answer(instance, reading, gap="overflow" if reading.overflow else None)
 
 
-def _await_events(
-    instance: Instance, connection: Connection, limit: int, wait: float
-) -> tuple[list[str], bool]:
+def _await_events(instance: Instance, connection: Connection, limit: int, wait: float) -> Reading:
     """Read for the connection until there is something or `wait` seconds are over."""
     hub, log = instance.hub, instance.log
     deadline = hub.clock() + wait
@@ -230,16 +204,15 @@ def _await_events(
                 max_events=limit,
                 max_bytes=POLL_BYTES,
             )
-            connection.position = reading.offset
+            connection.position = reading.cursor.offset
             left = deadline - hub.clock()
             if reading.entries or reading.overflow or left <= 0 or connection.farewell:
-                hub.deliveries += len(reading.entries)
-                return [entry.poll_item for entry in reading.entries], reading.overflow
+                return reading
             if connection.id not in hub.connections:
                 try:
                     hub.open(connection)
                 except TooManyConnections:
-                    return [], False  # a full instance still answers, it only does not wait
+                    return reading  # a full instance still answers, it only does not wait
             if hub.join(connection):
                 connection.park(left)
                 hub.leave(connection)
@@ -247,18 +220,20 @@ def _await_events(
         hub.close(connection, "polled")
 
 
-def _poll_answer(instance: Instance, items: list[str], offset: int, *, gap: str | None) -> Response:
-    log = instance.log
+def _poll_answer(instance: Instance, reading: Reading, *, gap: str | None) -> Response:
+    if gap:
+        instance.hub.gaps[gap] += 1
+    instance.hub.deliveries += len(reading.entries)
     rest = {
-        "cursor": str(log.cursor_at(offset)),
-        "more": offset < log.last,
+        "cursor": str(reading.cursor),
+        "more": reading.cursor.offset < instance.log.last,
         "gap": {"reason": gap} if gap else None,
         "wait": POLL_WAIT_MS,
         "bus": instance.bus.state,
     }
     # The events are JSON already, encoded once for all who poll them.
-    body = f'{{"events":[{",".join(items)}],{to_json(rest)[1:]}'
-    return _json(body)
+    events = ",".join([entry.poll_item for entry in reading.entries])
+    return _json(f'{{"events":[{events}],{to_json(rest)[1:]}')
 
 
 def test() -> Response:

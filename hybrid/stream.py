@@ -10,19 +10,24 @@ from collections.abc import Iterator
 
 from hybrid.connection import Connection
 from hybrid.hub import Hub
-from hybrid.wire import heartbeat_frame
+from hybrid.log import Start
+from hybrid.wire import control_frame, gap_frame, retry_frame
+
+RETRY_MS = 3000
+"""How long a native EventSource waits before it reconnects: what Chromium does unasked."""
 
 
 class Stream(Iterator[bytes]):
-    """Yields `opening` at once, then what the connection is to be sent, until it ends.
+    """Yields hello (and the gap, if `start` is one) at once, then what the connection is to be
+    sent, until it ends.
 
     `close()` gives the connection's slot back; it may be called at any time and twice.
     """
 
-    def __init__(self, hub: Hub, connection: Connection, opening: bytes) -> None:
+    def __init__(self, hub: Hub, connection: Connection, start: Start) -> None:
         self.connection = connection
         self._hub = hub
-        self._opening: bytes | None = opening
+        self._opening: bytes | None = _opening(hub, connection, start)
         self._said_bye = False
         self._finalizer = weakref.finalize(self, hub.abandon, connection)
         self._finalizer.atexit = False
@@ -67,7 +72,7 @@ class Stream(Iterator[bytes]):
                 return caught_up
             if connection.beat_due:
                 connection.beat_due = False
-                return heartbeat_frame(hub.log.cursor_at(connection.position))
+                return hub.sign_of_life(connection.position)
             if hub.join(connection):
                 # Not a method of this object: the event loop would keep the stream alive, and
                 # the finalizer could never run.
@@ -78,3 +83,22 @@ class Stream(Iterator[bytes]):
     def close(self, reason: str = "client") -> None:
         self._finalizer.detach()
         self._hub.close(self.connection, reason)
+
+
+def _opening(hub: Hub, connection: Connection, start: Start) -> bytes:
+    """The first bytes: retry, hello, and the gap if there is one."""
+    cursor = start.cursor
+    hello = {
+        "protocol": 1,
+        "client": connection.id,
+        # With a gap to come, the position is the gap's to give: a connection cut between the
+        # two would otherwise leave the client at the new position, never told what it missed.
+        "cursor": None if start.gap else str(cursor),
+        "heartbeat": round(hub.heartbeat * 1000),
+        "resumed": start.resumed,
+    }
+    opening = retry_frame(RETRY_MS) + control_frame("hello", hello, None if start.gap else cursor)
+    if start.gap:
+        hub.gaps[start.gap] += 1
+        opening += gap_frame(start.gap, cursor)
+    return opening

@@ -12,6 +12,9 @@ from typing import Any
 
 from hybrid.events import Cursor, Event
 
+COMMENT = b":\n\n"
+"""A sign of life that says nothing else."""
+
 _LINE_END = re.compile("\r\n|\r|\n")
 
 
@@ -45,6 +48,11 @@ def control_frame(name: str, data: dict[str, Any], cursor: Cursor | None = None)
     """One of the protocol's own events, `hybrid.<name>`."""
     place = f"id: {cursor}\n" if cursor is not None else ""
     return f"{place}event: hybrid.{name}\ndata: {to_json(data)}\n\n".encode()
+
+
+def gap_frame(reason: str, cursor: Cursor) -> bytes:
+    """What was asked for cannot be replayed in full; its `id:` makes sure it is said once."""
+    return control_frame("gap", {"reason": reason, "cursor": str(cursor)}, cursor)
 
 
 def heartbeat_frame(cursor: Cursor) -> bytes:

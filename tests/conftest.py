@@ -1,0 +1,38 @@
+"""What all tests share: hypothesis' profile and a guard against threads left behind."""
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    deadline=None,  # a shared machine stalls; no test here asserts a time
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("long", parent=settings.get_profile("default"), max_examples=5000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of a random test: from SEED, else new; printed with every failure."""
+    chosen = int(os.environ.get("SEED") or int.from_bytes(os.urandom(4), "big"))
+    print(f"SEED={chosen}")  # pytest shows it when the test fails
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves no thread behind but the pumps, which are daemons that wait."""
+    before = set(threading.enumerate())
+    yield
+    left = [
+        thread
+        for thread in set(threading.enumerate()) - before
+        if thread.is_alive() and thread.name != "hybrid-pump"
+    ]
+    assert not left, f"threads left behind: {left}"
