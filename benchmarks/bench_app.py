@@ -3,6 +3,7 @@
 import time
 
 from flask import Flask, request
+
 from hybrid import Hybrid, Identity
 
 app = Flask(__name__)
@@ -30,5 +31,5 @@ def emit() -> str:
     them. CLOCK_MONOTONIC is the same in all processes of a machine.
     """
     for _ in range(int(request.args["n"])):
-        realtime.emit("tick", {"t": time.monotonic_ns(), "mark": "~", "pad": "x" * 106})
+        realtime.emit("tick", {"t": time.monotonic_ns(), "mark": "~", "pad": "x" * 130})
     return ""

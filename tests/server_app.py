@@ -1,0 +1,63 @@
+"""The application that the tests serve by real servers. Who one is, the query says."""
+
+import gc
+import os
+
+import greenlet
+from flask import Flask, jsonify, request
+from flask.typing import ResponseReturnValue
+
+from hybrid import Hybrid, Identity
+
+app = Flask(__name__)
+realtime = Hybrid()
+
+
+@realtime.identify
+def identify() -> Identity:
+    return Identity(request.args.get("user"), request.args.getlist("role"))
+
+
+@realtime.authorize
+def authorize(_identity: Identity, topic: str) -> bool:
+    return topic.startswith("open")
+
+
+@realtime.can_monitor
+def can_monitor(_identity: Identity) -> bool:
+    return True
+
+
+realtime.init_app(app)
+
+
+@app.post("/emit")
+def emit() -> ResponseReturnValue:
+    """Emit what the body says, `count` times; answers the ids."""
+    wish = request.get_json()
+    count = wish.pop("count", 1)
+    type = wish.pop("type")
+    return jsonify([realtime.emit(type, **wish) for _ in range(count)])
+
+
+@app.get("/internals")
+def internals() -> ResponseReturnValue:
+    """What must come back to its old value when all clients are gone."""
+    gc.collect()
+    hub = app.extensions["hybrid"].instance().hub
+    return jsonify(
+        greenlets=sum(
+            isinstance(thing, greenlet.greenlet) and bool(thing) for thing in gc.get_objects()
+        ),
+        descriptors=len(os.listdir("/proc/self/fd")),
+        held=hub.held(),
+        live=len(hub._index),
+        wheel=sum(map(len, hub._wheel)),
+        early=len(hub._early),
+        keys=len(hub._index._keys),
+    )
+
+
+@app.post("/disconnect")
+def disconnect() -> ResponseReturnValue:
+    return jsonify(told=realtime.disconnect(user=request.args["user"]))
