@@ -91,7 +91,7 @@ def gunicorn(
     app: str = "server_app:app",
     port: int | None = None,
     worker: str = "gevent",
-    **settings: str | int,
+    **settings: str | float,
 ) -> Iterator[Server]:
     """gunicorn serving the tests' application; `settings` become HYBRID_ variables."""
     port = port or free_port()
@@ -114,7 +114,8 @@ def gunicorn(
     try:
         end = time.monotonic() + DEADLINE
         while True:
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
             try:
                 server.call("GET", f"{PREFIX}/health/live")
                 break
