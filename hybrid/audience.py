@@ -6,7 +6,7 @@ clients; a property test holds the two together.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -103,7 +103,7 @@ def _names(field: str, given: Collection[str] | None) -> frozenset[str]:
     if given is None:
         return NOBODY
     # A bare string is a collection too: users="al" would address the users "a" and "l".
-    if isinstance(given, (str, bytes)) or not isinstance(given, Collection):
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Collection):
         raise InvalidEvent(f"{field} must be a list of strings, not {given!r:.60}")
     for name in given:
         if not is_name(name):

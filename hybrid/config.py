@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -22,6 +23,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("must be a non-empty string")
     return value
+
+
+def _url(value: Any) -> str:
+    text = _text(value)
+    if text != "memory://":
+        raise ValueError("this version knows memory:// only")
+    return text
 
 
 def _prefix(value: Any) -> str:
@@ -51,7 +59,12 @@ def _choice(*allowed: str) -> Callable[[Any], str]:
 
 def _whole(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not low <= (number := int(value)) <= high:
+        # By its decimal digits: int() would cut 1.5 and read "1_000".
+        if isinstance(value, bool) or not re.fullmatch("[0-9]{1,10}", str(value), re.ASCII):
+            number = -1
+        else:
+            number = int(value)
+        if not low <= number <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return number
 
@@ -71,7 +84,7 @@ def _seconds(low: float, high: float) -> Callable[[Any], float]:
 class Settings:
     """The settings of one application, checked. Read once, in `init_app`."""
 
-    url: str = _setting("memory://", "where the log lives", _text)
+    url: str = _setting("memory://", "where the log lives", _url)
     url_prefix: str = _setting("/api/realtime", "where the blueprint is mounted", _prefix)
     history_events: int = _setting(10_000, "events that the log keeps", _whole(1, 10_000_000))
     history_seconds: float = _setting(
@@ -123,5 +136,7 @@ class Settings:
             try:
                 values[setting.name] = setting.metadata["check"](raw)
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"{key} is {raw!r}: {error}") from error
+                # A URL may carry a password, and errors end in logs and on screens.
+                told = "cannot be used" if setting.name == "url" else f"is {raw!r}"
+                raise ConfigError(f"{key} {told}: {error}") from None
         return cls(**values)

@@ -5,15 +5,15 @@ Errors are problem details (RFC 9457). Nothing a client sends may end in a 500.
 
 import json
 import logging
-import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, current_app, make_response, request
-from flask import send_from_directory as send_file_from
-from werkzeug.exceptions import HTTPException
+from flask.sansio.blueprints import BlueprintSetupState
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import hybrid
 from hybrid.audience import MAX_NAME, Audience, Identity, is_name
@@ -55,7 +55,9 @@ class Problem(HTTPException):
         super().__init__(detail)
         self.code = status
         self.title = title
-        self.retry_after = retry_after
+        self.headers: dict[str, str] = {}
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
     def answer(self) -> Response:
         assert self.code is not None
@@ -68,8 +70,7 @@ class Problem(HTTPException):
         }
         response = Bare(to_json(body), self.code, content_type="application/problem+json")
         response.headers["Cache-Control"] = "no-store"
-        if self.retry_after is not None:
-            response.headers["Retry-After"] = str(self.retry_after)
+        response.headers.update(self.headers)
         return response
 
 
@@ -117,9 +118,10 @@ def make_blueprint() -> Blueprint:
     blueprint.add_url_rule("/polling", view_func=polling)
     blueprint.add_url_rule("/test", view_func=test, methods=["POST"])
     blueprint.add_url_rule("/monitor", view_func=monitor)
-    blueprint.add_url_rule("/client/<path:filename>", view_func=client_file)
+    blueprint.add_url_rule("/client/<filename>", view_func=client_file)
     blueprint.add_url_rule("/health/live", view_func=live)
     blueprint.add_url_rule("/health/ready", view_func=ready)
+    blueprint.record(_answer_for_the_router)
     blueprint.register_error_handler(Problem, Problem.answer)
     blueprint.register_error_handler(HTTPException, _http_problem)
     return blueprint
@@ -185,7 +187,7 @@ def polling() -> Response:
         transport="polling",
         opened_at=instance.hub.clock(),
     )
-    if "since" not in request.args or not _can_hold():
+    if "since" not in request.args or request.method == "HEAD" or not _can_hold():
         wait = 0.0
     reading = _await_events(instance, connection, limit, wait)
     return _poll_answer(instance, reading, gap="overflow" if reading.overflow else None)
@@ -273,13 +275,18 @@ def monitor() -> Response:
 
 def client_file(filename: str) -> Response:
     """GET /client/<file>: the JavaScript. Asked for with its version it never changes."""
+    files = {path.name: path for path in STATIC.iterdir()}
+    if filename not in files:
+        raise Problem(404, "Not found", "there is no such file")
+    # Some systems have no type for .js, or one that browsers refuse for modules.
+    mime = "text/javascript" if filename.endswith(".js") else "text/plain"
+    response = Bare(files[filename].read_bytes(), content_type=f"{mime}; charset=utf-8")
     versioned = request.args.get("v") == hybrid.__version__
-    response = make_response(send_file_from(STATIC, filename, max_age=YEAR if versioned else 3600))
-    if filename.endswith(".js"):
-        response.content_type = "text/javascript; charset=utf-8"
-    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.cache_control.max_age = YEAR if versioned else 3600
     response.cache_control.public = True
     response.cache_control.immutable = versioned
+    response.add_etag()
+    response.make_conditional(request)
     return response
 
 
@@ -355,11 +362,9 @@ def _number(name: str, default: float, low: float, high: float, *, whole: bool =
     text = request.args.get(name)
     if text is None:
         return default
-    try:
-        value = float(int(text) if whole else float(text))
-    except (ValueError, OverflowError):
-        value = math.nan
-    if not low <= value <= high:  # NaN is in no range
+    digits = r"[0-9]{1,9}" if whole else r"[0-9]{1,9}(\.[0-9]{1,9})?"
+    value = float(text) if re.fullmatch(digits, text) else -1.0
+    if not low <= value <= high:
         kind = "whole number" if whole else "number"
         raise Problem(400, "Bad request", f"{name} must be a {kind} from {low:g} to {high:g}")
     return value
@@ -370,8 +375,11 @@ def _json_object(known: set[str], state: "AppState") -> dict[str, Any]:
         raise Problem(415, "Unsupported media type", "send application/json")
     # Twice the event: its data may be spelled with escapes that encoding again removes.
     request.max_content_length = 2 * state.settings.max_event_bytes + 16 * 1024
+    body = request.get_data(cache=False)
+    if len(body) >= request.max_content_length:  # Werkzeug cuts a chunked body there, silently
+        raise Problem(413, "Content too large", f"at most {request.max_content_length} bytes")
     try:
-        fields = json.loads(request.get_data(cache=False))
+        fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "Bad request", f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
@@ -447,7 +455,7 @@ def _only_takes_events() -> bool:
 def _refuse_by_event(problem: Problem) -> Response:
     assert problem.code is not None
     _state().instance().problems[problem.code] += 1
-    after = (problem.retry_after or FULL_RETRY_AFTER) * 1000
+    after = int(problem.headers["Retry-After"]) * 1000
     bye = control_frame("bye", {"reason": "full", "after": after})
     return StreamResponse((retry_frame(after) + bye,))
 
@@ -456,6 +464,25 @@ def _json(body: str, status: int = 200) -> Response:
     response = Bare(body, status, content_type="application/json")
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def _answer_for_the_router(setup: BlueprintSetupState) -> None:
+    """Let 404 and 405 below the prefix be problem details too.
+
+    A blueprint's error handlers are asked about requests that its rules match, and no others.
+    """
+    below = f"{setup.url_prefix or ''}/"
+
+    def refuse() -> Response | None:
+        error = request.routing_exception
+        if error is None or error.code not in (404, 405) or not request.path.startswith(below):
+            return None
+        problem = Problem(error.code, error.name, error.description or error.name)
+        if isinstance(error, MethodNotAllowed):
+            problem.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+        return problem.answer()
+
+    setup.app.before_request(refuse)
 
 
 def _http_problem(error: HTTPException) -> Response:

@@ -216,7 +216,7 @@ class RawStream:
         self.raw += data
 
     def _feed(self) -> None:
-        if "content-length" in self.headers:
+        if not self.headers["content-type"].startswith("text/event-stream"):
             return  # an error answer, not a stream
         if self.headers.get("transfer-encoding") != "chunked":
             self.blocks += self.parser.feed(self.raw)

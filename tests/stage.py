@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from greenlet import getcurrent, greenlet
-from whatwg import Block, Parser
 
 from hybrid.audience import Audience, Identity
 from hybrid.bus.memory import MemoryBus
@@ -21,6 +20,7 @@ from hybrid.hub import WRITES_PER_TURN, Hub
 from hybrid.log import Log
 from hybrid.stream import Stream
 from hybrid.wire import chunk, to_json
+from whatwg import Block, Parser
 
 
 class Pipe:

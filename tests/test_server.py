@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from servers import DEADLINE, PREFIX, RawStream, Server, gunicorn
 
 pytestmark = pytest.mark.server

@@ -1,0 +1,174 @@
+"""The settings: every key, what it takes, what it refuses, and where it is read from."""
+
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from hybrid import ConfigError, Hybrid, HybridError
+from hybrid.config import Settings
+
+INF = float("inf")
+NAN = float("nan")
+
+# key, what an application or the environment may say, what that means, what is refused
+TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
+    ("URL", [("memory://", "memory://")], ["", 5, b"memory://", ["memory://"]]),
+    ("URL_PREFIX", [("/live", "/live"), ("/a/b", "/a/b")], ["", "live", "/live/", "/", 5]),
+    (
+        "HISTORY_EVENTS",
+        [(1, 1), ("500", 500), (10_000_000, 10_000_000)],
+        [0, -1, "", "many", "1.5", 1.5, True, [1], INF, NAN, 10_000_001, "9" * 30],
+    ),
+    (
+        "HISTORY_SECONDS",
+        [(1, 1.0), ("60.5", 60.5), (30 * 86400, 2_592_000.0)],
+        [0, 0.99, "", "long", "nan", "inf", INF, NAN, True, 30 * 86400 + 1],
+    ),
+    ("HEARTBEAT_SECONDS", [(0.1, 0.1), ("15", 15.0), (25, 25.0)], [0, 0.09, 25.1, "soon", NAN]),
+    ("STALL_SECONDS", [(0.1, 0.1), ("30", 30.0), (3600, 3600.0)], [0, 3601, "never", INF]),
+    ("MAX_CONNECTIONS", [(0, 0), ("5", 5), (1_000_000, 1_000_000)], [-1, 1_000_001, "all", INF]),
+    ("MAX_EVENT_BYTES", [(1, 1), ("65536", 65536)], [0, 1 << 40, "64K", 0.5]),
+    ("MAX_REPLAY_EVENTS", [(0, 0), ("7", 7)], [-1, 10_000_001, "x", INF]),
+    ("NATIVE_ERRORS", [("status", "status"), ("event", "event")], ["", "Event", "none", 1, []]),
+    (
+        "ANONYMOUS",
+        [(True, True), (False, False), ("0", False), ("False", False), ("YES", True), ("1", True)],
+        ["", "maybe", 0, 1, 2, []],
+    ),
+    ("DIRECT_WRITES", [(True, True), ("no", False), ("true", True)], ["", "off?", 1, {}]),
+]
+GOOD = [(key, raw, value) for key, good, _ in TABLE for raw, value in good]
+BAD = [(key, raw) for key, _, bad in TABLE for raw in bad]
+
+
+def test_the_table_of_this_test_is_complete() -> None:
+    """A new setting comes with what it takes and what it refuses."""
+    assert [key for key, _, _ in TABLE] == [setting.name.upper() for setting in fields(Settings)]
+
+
+@pytest.mark.parametrize(("key", "raw", "value"), GOOD)
+def test_a_good_value_is_taken(key: str, raw: Any, value: Any) -> None:
+    """From the application's config, with its own type or as text; nothing else changes."""
+    settings = Settings.load({f"HYBRID_{key}": raw}, {})
+    taken = getattr(settings, key.lower())
+    assert taken == value
+    assert type(taken) is type(value)
+    defaults = Settings()
+    for setting in fields(Settings):
+        if setting.name != key.lower():
+            assert getattr(settings, setting.name) == getattr(defaults, setting.name)
+
+
+@pytest.mark.parametrize(("key", "raw"), BAD)
+def test_a_bad_value_names_its_key(key: str, raw: Any) -> None:
+    """The application does not start with a setting that means something else."""
+    with pytest.raises(ConfigError, match=f"HYBRID_{key} "):
+        Settings.load({f"HYBRID_{key}": raw}, {})
+
+
+@pytest.mark.parametrize(("key", "raw"), [(key, raw) for key, raw in BAD if isinstance(raw, str)])
+def test_a_bad_value_of_the_environment_names_its_key(key: str, raw: str) -> None:
+    """The same for environment variables."""
+    with pytest.raises(ConfigError, match=f"HYBRID_{key} "):
+        Settings.load({}, {f"HYBRID_{key}": raw})
+
+
+def test_a_config_error_is_of_the_family() -> None:
+    """`except HybridError` catches it, `except ValueError` too."""
+    assert issubclass(ConfigError, HybridError)
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    """What the documentation promises to whoever sets nothing."""
+    settings = Settings.load({}, {})
+    assert settings == Settings()
+    assert {setting.name: getattr(settings, setting.name) for setting in fields(Settings)} == {
+        "url": "memory://",
+        "url_prefix": "/api/realtime",
+        "history_events": 10000,
+        "history_seconds": 3600,
+        "heartbeat_seconds": 15,
+        "stall_seconds": 30,
+        "max_connections": 10000,
+        "max_event_bytes": 65536,
+        "max_replay_events": 10000,
+        "native_errors": "status",
+        "anonymous": True,
+        "direct_writes": True,
+    }
+
+
+def test_the_environment_is_used_and_the_application_wins() -> None:
+    """An operator sets what the application leaves open."""
+    environ = {"HYBRID_HISTORY_EVENTS": "5", "HYBRID_STALL_SECONDS": "7", "OTHER": "x"}
+    settings = Settings.load({"HYBRID_STALL_SECONDS": 9}, environ)
+    assert settings.history_events == 5
+    assert settings.stall_seconds == 9
+
+
+def test_a_value_of_the_application_hides_a_bad_one_of_the_environment() -> None:
+    """What is not used is not judged."""
+    assert Settings.load({"HYBRID_STALL_SECONDS": 9}, {"HYBRID_STALL_SECONDS": "x"})
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("HYBRID_HISTORY_EVENT", "HYBRID_HISTORY_EVENTS"),
+        ("HYBRID_MAX_CONECTIONS", "HYBRID_MAX_CONNECTIONS"),
+        ("HYBRID_HEARTBEAT", "HYBRID_HEARTBEAT_SECONDS"),
+        ("HYBRID_PREFIX", "HYBRID_URL_PREFIX"),
+    ],
+)
+def test_an_unknown_key_warns_with_the_nearest(key: str, near: str) -> None:
+    """A typing error in a setting is not silence."""
+    with pytest.warns(UserWarning, match=rf"{key}; did you mean {near}\?"):
+        settings = Settings.load({key: "x"}, {})
+    assert settings == Settings()
+
+
+def test_an_unknown_key_with_no_neighbour_warns_too() -> None:
+    """No hint is better than a wrong one."""
+    with pytest.warns(UserWarning, match=r"no setting HYBRID_ZZZZZZZZZZZZZZZ$"):
+        Settings.load({"HYBRID_ZZZZZZZZZZZZZZZ": 1}, {})
+
+
+def test_other_extensions_keys_and_the_environment_are_nobodys_business() -> None:
+    """Only the application's own HYBRID_ keys are looked at: others may have more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Settings.load({"SECRET_KEY": "x", "HYBRIDS": 1}, {"HYBRID_UNKNOWN": "x"})
+
+
+def test_an_application_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`init_app` refuses a setting that cannot be used, the environment's as well."""
+    app = Flask(__name__)
+    app.config["HYBRID_MAX_CONNECTIONS"] = "lots"
+    with pytest.raises(ConfigError, match="HYBRID_MAX_CONNECTIONS"):
+        Hybrid(app)
+    assert "hybrid" not in app.extensions
+    monkeypatch.setenv("HYBRID_MAX_CONNECTIONS", "7")
+    del app.config["HYBRID_MAX_CONNECTIONS"]
+    Hybrid(app)
+    assert app.extensions["hybrid"].settings.max_connections == 7
+
+
+def test_a_log_that_does_not_exist_is_refused_at_once() -> None:
+    """A wrong HYBRID_URL stops the start, not the first request."""
+    app = Flask(__name__)
+    app.config["HYBRID_URL"] = "nonsense://somewhere"
+    with pytest.raises(ConfigError, match="HYBRID_URL"):
+        Hybrid(app)
+
+
+def test_a_password_in_a_url_is_not_told() -> None:
+    """Errors end in logs and on screens."""
+    app = Flask(__name__)
+    app.config["HYBRID_URL"] = "nonsense://user:hunter2@somewhere"
+    with pytest.raises(ConfigError, match="HYBRID_URL") as caught:
+        Hybrid(app)
+    assert "hunter2" not in str(caught.value)
