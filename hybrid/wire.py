@@ -33,15 +33,15 @@ def event_frame(event: Event) -> bytes:
     """An event as a block of the stream.
 
     A stored one carries its cursor as `id:`. A provisional one has none, so that a browser's
-    Last-Event-ID never leaves the log; its own id goes into `eid:`, a field that the standard
-    tells every other parser to ignore.
+    Last-Event-ID never leaves the log; its own id goes into `eid:`. That and `at:`, the time of
+    the emit, are fields that the standard tells every other parser to ignore.
     """
     place = f"id: {event.cursor}" if event.cursor is not None else f"eid: {event.id}"
     if event.is_text:
         data = "".join(f"data: {line}\n" for line in _LINE_END.split(event.body))
     else:
         data = f"data: {event.body}\n"
-    return f"{place}\nevent: {event.type}\n{data}\n".encode()
+    return f"{place}\nat: {event.at}\nevent: {event.type}\n{data}\n".encode()
 
 
 def control_frame(name: str, data: dict[str, Any], cursor: Cursor | None = None) -> bytes:

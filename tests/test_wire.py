@@ -104,7 +104,7 @@ def encoded(case: dict[str, Any]) -> bytes:
                     event["id"],
                     event["type"],
                     event["body"],
-                    0,
+                    event["at"],
                     EVERYONE,
                     event["is_text"],
                     place,
@@ -259,7 +259,7 @@ def arrived(event: Event) -> Block:
     assert (len(before), len(after)) == (1, 1)
     assert parser.last_event_id == str(CURSOR)
     assert before[0].id == str(CURSOR)
-    assert after[0].fields == (("eid", "ev-7"),)
+    assert after[0].fields == (("eid", "ev-7"), ("at", "0"))
     assert (after[0].type, after[0].data) == (before[0].type, before[0].data)
     assert parser.retry == 1
     return before[0]
