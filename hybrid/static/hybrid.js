@@ -25,7 +25,7 @@ const HOLD = 20; // seconds that the server may hold a poll; under what proxies 
 const SPACING = 250; // between the starts of two polls
 const HIDDEN = 4; // a page that nobody sees polls this much less often
 const MAX_WAIT = 600_000;
-const MEMORY = 20_000; // event ids; more than one replay has
+const MEMORY = 20_000; // event ids; twice the longest replay, so that none comes twice
 const MAX_BLOCK = 64 * 1024 * 1024;
 const OWN = new Set(["*", "state", "gap", "error", "status"]);
 
@@ -579,11 +579,9 @@ export class Machine {
 
   #event(fields) {
     const { id, cursor } = fields;
-    const place = parseCursor(cursor);
-    const old = place && this.place?.epoch === place.epoch && place.offset <= this.place.offset;
     this.#commit(cursor);
-    if (old || (id !== null && this.seen.has(id))) return;
     if (id !== null) {
+      if (this.seen.has(id)) return;
       this.seen.add(id);
       if (this.seen.size > MEMORY) this.seen.delete(this.seen.values().next().value);
     }

@@ -1,0 +1,141 @@
+// The machine on a bench: time is a number, the network is what the test says.
+import { Machine } from "../../hybrid/static/hybrid.js";
+
+export class Bench {
+  constructor(options = {}, random = () => 0.5) {
+    this.machine = new Machine(options, random);
+    this.now = 1_000_000;
+    this.events = [];
+    this.gaps = [];
+    this.errors = [];
+    this.asked = []; // auth effects
+    this.open = new Map(); // what is in flight: number to effect
+    this.opened = []; // every request ever, with its time
+  }
+
+  get state() {
+    return this.machine.state;
+  }
+
+  say(message) {
+    const effects = this.machine.handle(message, this.now);
+    for (const effect of effects) {
+      if (effect.do === "open") {
+        this.open.set(effect.n, effect);
+        this.opened.push({ ...effect, at: this.now });
+      } else if (effect.do === "abort") this.open.delete(effect.n);
+      else if (effect.do === "event") this.events.push(effect.event);
+      else if (effect.do === "gap") this.gaps.push(effect.gap);
+      else if (effect.do === "error") this.errors.push(effect.error);
+      else if (effect.do === "auth") this.asked.push(effect);
+    }
+    return effects;
+  }
+
+  start() {
+    this.say({ type: "start" });
+    return this;
+  }
+
+  /** Let time pass, ticking exactly when the machine wants it. */
+  pass(ms) {
+    const end = this.now + ms;
+    let ticks = 0;
+    while (this.machine.wakeAt <= end) {
+      if (++ticks > 10_000) throw new Error("the machine spins");
+      this.now = Math.max(this.now, this.machine.wakeAt);
+      this.say({ type: "tick" });
+    }
+    this.now = end;
+    return this;
+  }
+
+  /** To the next attempt after a failure. */
+  retry() {
+    return this.pass(this.state.retryAt - this.now);
+  }
+
+  /** To the next probe, with every poll answered meanwhile. */
+  toProbe() {
+    for (let seconds = 0; !this.last("sse"); seconds += 1) {
+      if (seconds > 1_000) throw new Error("it never probes");
+      if (this.last("polling")) this.answer();
+      this.pass(1_000);
+    }
+    if (!this.last("polling")) this.pass(this.machine.pollAt - this.now);
+    return this;
+  }
+
+  /** The newest request in flight, of a kind. */
+  last(kind) {
+    return [...this.open.values()].filter((each) => !kind || each.kind === kind).at(-1);
+  }
+
+  head(status = 200, { n = this.last()?.n, contentType, retryAfter = null } = {}) {
+    const kind = this.open.get(n)?.kind;
+    const type = contentType ?? (status !== 200 ? "application/problem+json" : kind === "sse" ? "text/event-stream; charset=utf-8" : "application/json");
+    this.say({ type: "head", n, status, contentType: type, retryAfter });
+    return this;
+  }
+
+  block(fields, n = this.last("sse").n) {
+    this.say({ type: "block", n, block: { id: null, eid: null, at: null, type: "message", data: null, ...fields } });
+    return this;
+  }
+
+  hello(cursor = "e.0.origin", { n = this.last("sse").n, heartbeat = 15_000 } = {}) {
+    this.head(200, { n });
+    return this.block({ id: cursor, type: "hybrid.hello", data: JSON.stringify({ protocol: 1, cursor, heartbeat }) }, n);
+  }
+
+  event(offset, { epoch = "e", id = `id-${epoch}-${offset}`, n } = {}) {
+    return this.block({ id: `${epoch}.${offset}.${id}`, type: "tick", data: JSON.stringify(offset), at: "5" }, n);
+  }
+
+  answer(fields = {}, n = this.last("polling").n) {
+    this.head(200, { n });
+    this.open.delete(n);
+    this.say({ type: "answer", n, body: { events: [], cursor: this.machine.cursor ?? "e.0.origin", more: false, gap: null, wait: 5000, bus: "ok", ...fields } });
+    return this;
+  }
+
+  fail(n = this.last().n, message = "network error") {
+    this.open.delete(n);
+    this.say({ type: "fail", n, error: { message } });
+    return this;
+  }
+
+  end(n = this.last().n) {
+    this.open.delete(n);
+    this.say({ type: "end", n });
+    return this;
+  }
+
+  /** Fail streams until the machine polls. */
+  toPolling() {
+    for (let tries = 0; this.last()?.kind !== "polling"; tries += 1) {
+      if (tries > 10) throw new Error("it never polls");
+      if (this.last()) this.head(502);
+      else this.pass(this.machine.wakeAt - this.now);
+    }
+    return this;
+  }
+}
+
+export const item = (offset, epoch = "e") => ({
+  id: `id-${epoch}-${offset}`,
+  cursor: `${epoch}.${offset}.id-${epoch}-${offset}`,
+  type: "tick",
+  data: offset,
+  at: 5,
+});
+
+/** Random numbers from a seed (mulberry32). */
+export function generator(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
