@@ -828,7 +828,8 @@ export function connect(url, options = {}) {
   const page = globalThis.document;
   listen(page, "visibilitychange", () => (page.visibilityState === "hidden" ? "hidden" : "visible"));
   if (page?.visibilityState === "hidden") tell({ type: "hidden" });
-  tell({ type: "start" });
+  // In a moment, so that listeners added right after connect() hear of everything.
+  queueMicrotask(() => tell({ type: "start" }));
 
   return {
     get state() {

@@ -1,0 +1,326 @@
+// The client as a page has it: a real fetch against a real HTTP server on loopback.
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
+import { test } from "node:test";
+import { connect } from "../../hybrid/static/hybrid.js";
+
+const FAST = { base: 20, first: 10, cap: 100, probe: 40, poll: 30, shortLife: 0 };
+const HELLO = (cursor = "e.0.origin") =>
+  `retry: 20\n\nid: ${cursor}\nevent: hybrid.hello\ndata: {"protocol":1,"cursor":"${cursor}","heartbeat":15000}\n\n`;
+const EVENT = (offset, type = "tick") => `id: e.${offset}.id${offset}\nat: 7\nevent: ${type}\ndata: ${offset}\n\n`;
+
+/** A server whose answers the test gives; `next(path)` is the next request for it. */
+async function site(t) {
+  const waiting = [];
+  const came = [];
+  const server = createServer((request, response) => {
+    const url = new URL(request.url, "http://x");
+    const call = { request, response, path: url.pathname, query: url.searchParams, closed: once(response, "close") };
+    call.stream = (text) => {
+      response.writeHead(200, { "Content-Type": "text/event-stream" });
+      response.write(text);
+      return call;
+    };
+    call.json = (body, status = 200, headers = {}) => {
+      response.writeHead(status, { "Content-Type": "application/json", ...headers });
+      response.end(JSON.stringify(body));
+    };
+    call.refuse = (status, headers = {}) => {
+      response.writeHead(status, { "Content-Type": "application/problem+json", ...headers });
+      response.end("{}");
+    };
+    const taker = waiting.findIndex((each) => each.path === call.path);
+    if (taker >= 0) waiting.splice(taker, 1)[0].resolve(call);
+    else came.push(call);
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const clients = [];
+  t.after(() => {
+    for (const client of clients) client.close();
+    server.closeAllConnections();
+    server.close();
+  });
+  return {
+    server,
+    connect: (options = {}) => {
+      const client = connect(`http://127.0.0.1:${server.address().port}/rt/`, { timings: FAST, ...options });
+      clients.push(client);
+      return client;
+    },
+    next: (path) => {
+      const index = came.findIndex((each) => each.path === path);
+      if (index >= 0) return Promise.resolve(came.splice(index, 1)[0]);
+      return new Promise((resolve) => waiting.push({ path, resolve }));
+    },
+  };
+}
+
+/** Resolves when the client has heard `count` events; to all that it has heard. */
+function hears(client, count, type = "*") {
+  const heard = [];
+  return new Promise((resolve) => {
+    client.on(type, (event) => {
+      heard.push(event);
+      if (heard.length === count) resolve(heard);
+    });
+  });
+}
+
+const becomes = (client, test) =>
+  new Promise((resolve) => {
+    const off = client.subscribe(() => {
+      if (test(client.state)) {
+        off();
+        resolve(client.state);
+      }
+    });
+    if (test(client.state)) resolve(client.state);
+  });
+
+test("a stream: what is asked, what is heard, what the state says", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ topics: ["a b", "c&d"], cursor: "e.0.origin", headers: { "X-Key": "k" } });
+  assert.equal(client.state.isConnected, false);
+  const heard = hears(client, 2);
+  const typed = hears(client, 1, "other");
+  const call = await next("/rt/sse");
+  assert.deepEqual(call.query.getAll("topic"), ["a b", "c&d"]);
+  assert.equal(call.query.get("since"), "e.0.origin");
+  assert.equal(call.request.headers.accept, "text/event-stream, application/problem+json");
+  assert.equal(call.request.headers["x-key"], "k");
+  assert.equal(call.request.headers["last-event-id"], undefined);
+  call.stream(HELLO() + EVENT(1) + EVENT(2, "other"));
+  assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+  assert.equal((await typed)[0].type, "other");
+  const [event] = await heard;
+  assert.deepEqual(event, { id: "id1", cursor: "e.1.id1", type: "tick", data: 1, at: 7, method: "sse", provisional: false });
+  assert.ok(Object.isFrozen(event));
+  assert.equal(client.state.activeMethod, "sse");
+  assert.equal(client.state.lastEvent.data, 2);
+  assert.ok(Object.isFrozen(client.state));
+  assert.equal(client.state, client.state, "the same object until something changes");
+});
+
+test("6 a stream cut in the middle of a block delivers its event once", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const heard = hears(client, 2);
+  const first = (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2).slice(0, -1));
+  await hears(client, 1);
+  first.response.destroy();
+  const second = await next("/rt/sse");
+  assert.equal(second.query.get("since"), "e.1.id1", "an id counts when its block is complete");
+  second.stream(HELLO("e.1.id1") + EVENT(2));
+  assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+});
+
+test("3 4 from streams to polls and back, one cursor all the way", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ cursor: "e.0.origin" });
+  const heard = hears(client, 4);
+  for (let tries = 0; tries < 3; tries += 1) (await next("/rt/sse")).refuse(502);
+  const poll = await next("/rt/polling");
+  assert.equal(poll.request.headers.accept, "application/json");
+  const item = (n) => ({ id: `id${n}`, cursor: `e.${n}.id${n}`, type: "tick", data: n, at: 7 });
+  poll.json({ events: [item(1), item(2)], cursor: "e.2.id2", more: false, gap: null, wait: 30, bus: "ok" });
+  await becomes(client, (state) => state.activeMethod === "polling");
+  assert.equal(client.state.bus, "ok");
+  const probe = await next("/rt/sse");
+  probe.stream(HELLO("e.2.id2") + EVENT(2) + EVENT(3));
+  await becomes(client, (state) => state.activeMethod === "sse");
+  probe.response.write(EVENT(4));
+  assert.deepEqual((await heard).map((event) => `${event.method} ${event.data}`), ["polling 1", "polling 2", "sse 3", "sse 4"]);
+});
+
+test("15 16 headers are asked for before every request, and onAuth once", async (t) => {
+  const { connect, next } = await site(t);
+  let token = 0;
+  const asked = [];
+  const client = connect({
+    headers: async () => ({ Authorization: `token ${++token}` }),
+    onAuth: async (error) => asked.push(error.status) > 0,
+  });
+  const first = await next("/rt/sse");
+  assert.equal(first.request.headers.authorization, "token 1");
+  first.refuse(401);
+  const second = await next("/rt/sse");
+  assert.equal(second.request.headers.authorization, "token 2");
+  second.refuse(401);
+  await becomes(client, (state) => state.stopped);
+  assert.deepEqual(asked, [401]);
+  assert.equal(client.state.error.status, 401);
+});
+
+test("16 headers that cannot be had are a failure, not the end", async (t) => {
+  const { connect, next } = await site(t);
+  let tries = 0;
+  const client = connect({
+    headers: () => {
+      if (++tries === 1) throw new Error("no token yet");
+      return {};
+    },
+  });
+  const error = new Promise((resolve) => client.on("error", resolve));
+  (await next("/rt/sse")).stream(HELLO());
+  await becomes(client, (state) => state.isConnected);
+  assert.equal(tries, 2);
+  assert.ok(await error);
+});
+
+test("17 an answer of another type is not read", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ transport: "sse" });
+  const failed = new Promise((resolve) => client.on("error", resolve));
+  client.on("*", () => assert.fail("an event out of a web page"));
+  const call = await next("/rt/sse");
+  call.response.writeHead(200, { "Content-Type": "text/html" });
+  call.response.write(HELLO() + EVENT(1));
+  assert.match((await failed).message, /text\/html/);
+  await call.closed;
+});
+
+test("18 close() ends the request, and nothing is heard afterwards", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const heard = [];
+  client.on("*", (event) => {
+    heard.push(event.data);
+    client.close();
+    client.close();
+  });
+  const call = (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
+  await call.closed;
+  assert.deepEqual(heard, [1]);
+  assert.equal(client.state.isConnected, false);
+  assert.equal(client.state.activeMethod, null);
+  client.reconnect();
+  assert.equal(client.state.isConnected, false);
+});
+
+test("19 close() while the headers are awaited sends nothing", async (t) => {
+  const { server, connect } = await site(t);
+  server.on("request", () => assert.fail("a request after close()"));
+  let give;
+  const client = connect({ headers: () => new Promise((resolve) => (give = resolve)) });
+  await null; // the client begins in a moment
+  client.close();
+  give({});
+  await new Promise(setImmediate);
+  await new Promise(setImmediate);
+});
+
+test("a client that is closed at once asks for nothing", async (t) => {
+  const { server, connect } = await site(t);
+  server.on("request", () => assert.fail("a request after close()"));
+  connect({ headers: () => assert.fail("asked for headers after close()") }).close();
+  await new Promise(setImmediate);
+});
+
+test("35 a listener that throws stops nobody else, and the error is not swallowed", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const thrown = [];
+  globalThis.reportError = (error) => thrown.push(error.message); // as browsers have it
+  t.after(() => delete globalThis.reportError);
+  client.on("tick", () => {
+    throw new Error("of the page");
+  });
+  const heard = hears(client, 2, "tick");
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
+  await heard;
+  assert.deepEqual(thrown, ["of the page", "of the page"]);
+});
+
+test("reconnect() from within a listener loses nothing", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  let once = true;
+  client.on("tick", () => {
+    if (once) client.reconnect();
+    once = false;
+  });
+  const heard = hears(client, 2);
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
+  const again = await next("/rt/sse");
+  assert.equal(again.query.get("since"), "e.1.id1");
+  again.stream(HELLO("e.1.id1") + EVENT(2));
+  assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+});
+
+test("a listener is taken off by what on() returned, and one added twice is called twice", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const calls = [];
+  const listener = (event) => calls.push(event.data);
+  const off = client.on("tick", listener);
+  client.on("tick", listener);
+  const { subscribe } = client; // a hook takes it off its object
+  subscribe(() => {});
+  const call = (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+  await hears(client, 1);
+  off();
+  off();
+  call.response.write(EVENT(2));
+  await hears(client, 1);
+  assert.deepEqual(calls, [1, 1, 2]);
+});
+
+test("gap and status reach their listeners; an event of such a type comes under * alone", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const warnings = t.mock.method(console, "warn", () => {});
+  const gap = new Promise((resolve) => client.on("gap", resolve));
+  const status = new Promise((resolve) => client.on("status", resolve));
+  const heard = hears(client, 2);
+  (await next("/rt/sse")).stream(
+    `${HELLO()}id: e.5.x\nevent: hybrid.gap\ndata: {"reason":"expired","cursor":"e.5.x"}\n\nevent: hybrid.status\ndata: {"bus":"degraded"}\n\n${EVENT(6, "status")}${EVENT(7)}`,
+  );
+  assert.deepEqual(await gap, { reason: "expired", cursor: "e.5.x" });
+  assert.deepEqual(await status, { bus: "degraded" });
+  assert.deepEqual((await heard).map((event) => event.type), ["status", "tick"]);
+  assert.equal(client.state.bus, "degraded");
+  assert.equal(warnings.mock.callCount(), 1);
+});
+
+test("11 Retry-After as a date", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ transport: "sse" });
+  const when = new Date(Date.now() + 60_000);
+  (await next("/rt/sse")).refuse(503, { "Retry-After": when.toUTCString() });
+  const { retryAt } = await becomes(client, (state) => state.retryAt !== null);
+  assert.ok(retryAt > when.getTime() - 2_000);
+  assert.ok(retryAt < when.getTime() + 15_000);
+});
+
+test("the page's own fetch is used, and one that ignores its signal leaves nothing open", async (t) => {
+  const { connect, next } = await site(t);
+  let controller;
+  const client = connect({
+    fetch: (url, { signal, ...init }) => {
+      controller = signal;
+      return fetch(url, init);
+    },
+  });
+  (await next("/rt/sse")).stream(HELLO());
+  await becomes(client, (state) => state.isConnected);
+  assert.equal(controller.aborted, false);
+  client.close();
+  assert.equal(controller.aborted, true);
+});
+
+test("29 without readable bodies it polls at once", async (t) => {
+  const { connect, next } = await site(t);
+  const { ReadableStream } = globalThis;
+  delete globalThis.ReadableStream;
+  t.after(() => (globalThis.ReadableStream = ReadableStream));
+  connect();
+  await next("/rt/polling");
+});
+
+test("50 importing it makes no global", async () => {
+  const before = Object.getOwnPropertyNames(globalThis);
+  await import("../../hybrid/static/hybrid.js?again");
+  assert.deepEqual(Object.getOwnPropertyNames(globalThis), before);
+});
