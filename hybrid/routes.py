@@ -162,7 +162,7 @@ def _open_stream() -> Response:
         instance.hub.open(connection)
     except TooManyConnections as error:
         raise Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER) from error
-    return StreamResponse(Stream(instance.hub, connection, start))
+    return StreamResponse(Stream(instance.hub, connection, start, instance.bus.state))
 
 
 def polling() -> Response:

@@ -24,10 +24,10 @@ class Stream(Iterator[bytes]):
     `close()` gives the connection's slot back; it may be called at any time and twice.
     """
 
-    def __init__(self, hub: Hub, connection: Connection, start: Start) -> None:
+    def __init__(self, hub: Hub, connection: Connection, start: Start, bus: str = "ok") -> None:
         self.connection = connection
         self._hub = hub
-        self._opening: bytes | None = _opening(hub, connection, start)
+        self._opening: bytes | None = _opening(hub, connection, start, bus)
         self._said_bye = False
         self._finalizer = weakref.finalize(self, hub.abandon, connection)
         self._finalizer.atexit = False
@@ -85,7 +85,7 @@ class Stream(Iterator[bytes]):
         self._hub.close(self.connection, reason)
 
 
-def _opening(hub: Hub, connection: Connection, start: Start) -> bytes:
+def _opening(hub: Hub, connection: Connection, start: Start, bus: str) -> bytes:
     """The first bytes: retry, hello, and the gap if there is one."""
     cursor = start.cursor
     hello = {
@@ -96,6 +96,7 @@ def _opening(hub: Hub, connection: Connection, start: Start) -> bytes:
         "cursor": None if start.gap else str(cursor),
         "heartbeat": round(hub.heartbeat * 1000),
         "resumed": start.resumed,
+        "bus": bus,
     }
     opening = retry_frame(RETRY_MS) + control_frame("hello", hello, None if start.gap else cursor)
     if start.gap:

@@ -187,6 +187,7 @@ def test_a_stream_says_what_it_is(site: Site) -> None:
             "cursor": cursor,
             "heartbeat": 100,
             "resumed": False,
+            "bus": "ok",
         }
         assert stream.blocks[0].id == cursor
         assert stream.parser.retry == 3000
