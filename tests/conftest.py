@@ -1,11 +1,16 @@
 """What all tests share: hypothesis' profile and a guard against threads left behind."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 settings.register_profile(
     "default",
@@ -23,6 +28,22 @@ def seed(request: pytest.FixtureRequest) -> int:
     chosen = int(os.environ.get("SEED") or int.from_bytes(os.urandom(4), "big"))
     print(f"SEED={chosen}")  # pytest shows it when the test fails
     return chosen
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator["Browser"]:
+    """Debian's Chromium, headless. Skips where there is none; never under CI."""
+    found = shutil.which("chromium")
+    if found is None:
+        assert not os.environ.get("CI"), "no chromium; under CI nothing is skipped"
+        pytest.skip("no chromium here (on Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Without a sandbox: as root Chromium has none, and it sees nothing but loopback here.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)
