@@ -9,4 +9,4 @@ fi
 for file in hybrid/static/*.js static/*.js; do
     node --input-type=module --check - < "$file" || { echo "$file does not parse" >&2; exit 1; }
 done
-node --test tests/js/
+node --test tests/js/*.test.mjs

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
 from whatwg import Block, Parser
 
 ROOT = Path(__file__).parent.parent

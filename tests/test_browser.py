@@ -1,7 +1,6 @@
 """The demo in a real browser: two people, two ways of delivery, a server that dies."""
 
 import re
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
+
 from servers import DEADLINE, Server, free_port, gunicorn
 
 pytestmark = [pytest.mark.browser, pytest.mark.server]
@@ -133,7 +133,7 @@ def test_what_happens_while_streams_are_being_blocked_is_not_lost(
 ) -> None:
     """Events in the middle of the fall and of the return, each once and in order."""
     ada, mara = people
-    titles = []
+    titles: list[str] = []
     for blocked in (True, False, True, False):
         mara.get("block-sse").set_checked(blocked, force=True)
         for _ in range(3):

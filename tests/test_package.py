@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-from servers import ROOT, gunicorn
 
 from hybrid import __version__
+from servers import ROOT, gunicorn
 
 
 @pytest.fixture(scope="module")

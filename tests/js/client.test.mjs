@@ -103,7 +103,7 @@ test("a stream: what is asked, what is heard, what the state says", async (t) =>
   assert.equal(client.state, client.state, "the same object until something changes");
 });
 
-test("6 a stream cut in the middle of a block delivers its event once", async (t) => {
+test("R-42 6 a stream cut in the middle of a block delivers its event once", async (t) => {
   const { connect, next } = await site(t);
   const client = connect();
   const heard = hears(client, 2);

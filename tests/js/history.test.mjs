@@ -1,4 +1,4 @@
-// R-37, R-42: random lives of a client against a server with a log, in which anything may break
+// Random lives of a client against a server with a log, in which anything may break
 // at any time. Whatever happens, the promises hold: order, nothing lost without a gap, nothing
 // twice, and when the weather clears everything has come.
 import assert from "node:assert/strict";
@@ -189,7 +189,7 @@ function live(seed) {
   return { events: told.filter((each) => each !== "gap").length, gaps: told.filter((each) => each === "gap").length, methods: new Set(bench.events.map((event) => event.method)) };
 }
 
-test(`R-37 R-42 ${LIVES} random lives keep every promise (SEED=${SEED})`, () => {
+test(`${LIVES} random lives keep every promise (SEED=${SEED})`, () => {
   let events = 0;
   let gaps = 0;
   const methods = new Set();

@@ -372,13 +372,15 @@ test("transport: sse never polls, polling never streams", () => {
   assert.ok(polling.opened.every((each) => each.kind === "polling"));
 });
 
-test("32 33 a gap is told once, and live events follow", () => {
+test("R-37 32 33 a gap is told once, also to one who reconnects, and live events follow", () => {
   const bench = new Bench({ cursor: "old.9.x" }).start();
   bench.head().block({ type: "hybrid.hello", data: '{"cursor":null,"heartbeat":15000}' });
   assert.equal(bench.machine.cursor, "old.9.x", "a break here is told of again");
   bench.block({ id: "new.2.y", type: "hybrid.gap", data: '{"reason":"epoch","cursor":"new.2.y"}' });
   bench.event(3, { epoch: "new" });
   assert.deepEqual(bench.gaps, [{ reason: "epoch", cursor: "new.2.y" }]);
+  bench.end().retry();
+  assert.equal(bench.last().cursor, "new.3.id-new-3");
   assert.deepEqual(data(bench), [3]);
 });
 
@@ -417,7 +419,7 @@ test("34 an id comes once, whatever way it takes; events without one always come
   assert.equal(bench.events.length, 3);
 });
 
-test("R-42 an event that was provisional is not told again when the log has it, over any way", () => {
+test("34 an event that was provisional is not told again when the log has it, over any way", () => {
   const bench = new Bench({ transport: "polling", cursor: "e.0.origin" }).start();
   bench.answer({ events: [{ ...item(0), id: "p1", cursor: null }], bus: "degraded" });
   assert.equal(bench.state.bus, "degraded");
