@@ -54,16 +54,17 @@ NASTY = (
 )
 CURSOR = Cursor("log-1", 7, "ev-7")
 
-texts = st.lists(
-    st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=()), max_size=5), max_size=8
-).map("".join)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether no half of a surrogate pair is in it: two halves come back as one character."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
+# Halves of surrogate pairs are in it, on their own: two that meet become one character on the
+# way through JSON, which no decoder can undo.
+PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+texts = (
+    st.lists(
+        st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=()), max_size=5),
+        max_size=8,
+    )
+    .map("".join)
+    .filter(lambda text: not PAIR.search(text))
+)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -327,7 +328,7 @@ def test_r81_a_type_is_taken_exactly_if_it_cannot_forge_a_line(type: str) -> Non
     assert (make(type, None, None) is None) == refused_type(type)
 
 
-@given(reason=texts.filter(is_unicode))
+@given(reason=texts)
 def test_r81_control_frames_carry_any_reason(reason: str) -> None:
     """The protocol's own events are as safe as the application's."""
     parser = Parser()
