@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from hybrid.errors import ConfigError
 
 PREFIX = "HYBRID_"
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 T = TypeVar("T")
 
 
@@ -27,9 +29,23 @@ def _text(value: Any) -> str:
 
 def _url(value: Any) -> str:
     text = _text(value)
-    if text != "memory://":
-        raise ValueError("this version knows memory:// only")
+    scheme, found, _ = text.partition("://")
+    if not found or (text != "memory://" and scheme not in SCHEMES):
+        raise ValueError(f"must be memory:// or one of {', '.join(SCHEMES)}")
     return text
+
+
+def _namespace(value: Any) -> str:
+    text = _text(value)
+    if not re.fullmatch("[A-Za-z0-9_.:-]{1,64}", text):
+        raise ValueError("must have 1 to 64 characters of A-Z a-z 0-9 _ . : -")
+    return text
+
+
+def _secret(value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or len(value) < 16):
+        raise ValueError("must be a string of at least 16 characters")
+    return value
 
 
 def _prefix(value: Any) -> str:
@@ -85,6 +101,18 @@ class Settings:
     """The settings of one application, checked. Read once, in `init_app`."""
 
     url: str = _setting("memory://", "where the log lives", _url)
+    namespace: str = _setting(
+        "hybrid", "prefix of every Redis key and channel; one log each", _namespace
+    )
+    outbox_events: int = _setting(
+        1000, "events that one instance keeps while Redis is away", _whole(0, 1_000_000)
+    )
+    probe_seconds: float = _setting(
+        7.0, "seconds of silence after which the subscription is tried", _seconds(0.1, 600)
+    )
+    publish_key: str | None = _setting(
+        None, "what POST /publish wants as its bearer key; off without one", _secret
+    )
     url_prefix: str = _setting("/api/realtime", "where the blueprint is mounted", _prefix)
     history_events: int = _setting(10_000, "events that the log keeps", _whole(1, 10_000_000))
     history_seconds: float = _setting(
@@ -131,12 +159,30 @@ class Settings:
         values: dict[str, Any] = {}
         for key, setting in known.items():
             raw = config.get(key, environ.get(key))
+            if raw is None and setting.name == "url":
+                raw = url_from(environ)
             if raw is None:
                 continue
             try:
                 values[setting.name] = setting.metadata["check"](raw)
             except (TypeError, ValueError) as error:
                 # A URL may carry a password, and errors end in logs and on screens.
-                told = "cannot be used" if setting.name == "url" else f"is {raw!r}"
+                told = "cannot be used" if setting.name in ("url", "publish_key") else f"is {raw!r}"
                 raise ConfigError(f"{key} {told}: {error}") from None
         return cls(**values)
+
+
+def url_from(environ: Mapping[str, str]) -> str | None:
+    """The Redis that the environment names, if it does: what platforms set when one is added.
+
+    Upstash gives an address and a token for its REST interface; the same host speaks the Redis
+    protocol over TLS, with the token as the password.
+    """
+    for name in ("HYBRID_REDIS_URL", "REDIS_URL"):
+        if environ.get(name):
+            return environ[name]
+    rest, token = environ.get("UPSTASH_REDIS_REST_URL"), environ.get("UPSTASH_REDIS_REST_TOKEN")
+    if rest and token:
+        host = urlsplit(rest).hostname or rest
+        return f"rediss://default:{token}@{host}:{environ.get('UPSTASH_REDIS_PORT', '6379')}"
+    return None

@@ -47,15 +47,21 @@ class Connection:
         "chunked",
         "closed",
         "farewell",
+        "heard_at",
+        "heard_from",
         "id",
         "identity",
         "leaving",
         "live_since",
+        "lost",
         "opened_at",
+        "opened_ms",
+        "pending",
         "position",
         "rest",
         "send",
         "slot",
+        "told",
         "topics",
         "transport",
         "writing_since",
@@ -70,14 +76,23 @@ class Connection:
         position: int,
         transport: Transport,
         opened_at: float,
+        opened_ms: int = 0,
+        pending: str | None = None,
     ) -> None:
         self.id = id
         self.identity = identity
         self.topics = topics
         self.transport = transport
         self.opened_at = opened_at
+        self.opened_ms = opened_ms
         self.position = position
         self.live_since = NEVER
+        self.lost: str | None = None
+        """Why its position means nothing any more: what it is to be told as a gap."""
+        self.pending = pending
+        """The cursor it came with, while nobody can judge that."""
+        self.heard_from = self.heard_at = 0
+        self.told = 0
         self.send: Callable[[bytes, int], int] = takes_nothing
         self.chunked = False
         self.rest: memoryview | None = None

@@ -21,5 +21,9 @@ class NotReady(HybridError, RuntimeError):
     """The extension was used before `init_app`, or with no way to tell which app is meant."""
 
 
+class OutboxFull(HybridError):
+    """Redis is away, and as many events as are allowed wait for it: this one was not kept."""
+
+
 class TooManyConnections(HybridError):
     """This instance holds as many streams and long polls as it may."""

@@ -10,7 +10,7 @@ from typing import Any
 from hybrid.audience import MAX_NAME, Audience, is_name
 from hybrid.errors import EventTooLarge, InvalidEvent
 
-RESERVED = "hybrid."
+RESERVED = CONTROL = "hybrid."
 """Types below this prefix are the protocol's own; an application that could send
 `hybrid.bye` could end every client's stream."""
 

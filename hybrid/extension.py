@@ -81,7 +81,7 @@ class AppState:
         with self._lock:
             if self._instance is None or self._instance.pid != os.getpid():
                 self._instance = Instance(self.settings)
-                self._instance.hub.start()
+                self._instance.start()
             return self._instance
 
 
@@ -170,8 +170,8 @@ class Hybrid:
         as it is, for HTML fragments. An audience given but empty reaches nobody. Returns the
         event's id at once. Callable from any thread, with or without an app context.
 
-        Raises `InvalidEvent` (`EventTooLarge`) for arguments that cannot be sent, `NotReady`
-        without an app.
+        Raises `InvalidEvent` (`EventTooLarge`) for arguments that cannot be sent, `OutboxFull`
+        when Redis is away and too much waits for it already, `NotReady` without an app.
         """
         state = self._state()
         return self._send(state, type, data, Audience.of(users, roles, topics), text).id
@@ -210,12 +210,12 @@ class Hybrid:
         return str(self._state().instance().log.head)
 
     def disconnect(self, *, user: str) -> int:
-        """End every stream of a user with `hybrid.bye` (`kicked`); how many were told."""
-        hub = self._state().instance().hub
-        theirs = [c for c in list(hub.connections.values()) if c.identity.user == user]
-        for connection in theirs:
-            hub.end(connection, "kicked", after=0)
-        return len(theirs)
+        """End every stream of a user, on every instance, with `hybrid.bye` (`kicked`).
+
+        Returns how many there were on this one. Instances that cannot hear of it now do it when
+        they can.
+        """
+        return self._state().instance().disconnect(user)
 
     # -- inside
 

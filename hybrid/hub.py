@@ -9,10 +9,16 @@ Invariants:
 - a connection is in the index exactly while it is live, and then has been handed everything
   up to `position` or is about to be by the pass under way;
 - a connection joins only when it has read exactly up to `position`, and a pass skips all that
-  joined after it began (`live_since > start`): so nothing is missed or repeated at the seam;
+  joined after it began (`live_since`, which counts passes): so nothing is missed or repeated at
+  the seam;
 - heartbeats carry the cursor of `position` and are written between passes, never during one:
   an id on the wire never runs ahead of the events before it;
 - a connection leaves the registry once, whoever closes it first.
+
+While the shared log is out of reach there is a second, short log: the ring of provisional events,
+which have no cursor. It is handed on like the first, with positions of its own (`heard_at`).
+Who has had an event that way (`heard_from < place <= heard_at`) is not sent its stored copy.
+A connection whose cursor cannot be judged meanwhile is `pending`: it gets the ring and no log.
 
 The lock guards index and registry and is never held over a write or a pause. Nothing here
 knows whether threads are greenlets: the process decides that by patching `threading`.
@@ -27,6 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hybrid.audience import Audience, AudienceIndex
 from hybrid.connection import NEVER, Connection, takes_nothing
 from hybrid.errors import TooManyConnections
+from hybrid.events import Event
 from hybrid.histogram import Histogram
 from hybrid.log import Entry, Log
 from hybrid.wire import COMMENT, chunk, control_frame, gap_frame, heartbeat_frame
@@ -40,6 +47,9 @@ PASS_BYTES = 64 * 1024
 """What a pass hands to one connection at most; more would only overrun the socket's buffer."""
 CATCH_UP_BYTES = 16 * 1024
 """What a reading connection holds at once: with the log, the whole memory of a slow client."""
+RING_PLACES = 20_000
+"""Provisional events whose ids are remembered, so that their stored copies are told apart."""
+SEAL_PASSES = 20
 TICKS = 60
 """Heartbeats are spread over this many moments per interval."""
 
@@ -100,12 +110,14 @@ class Hub:
         wall: Callable[[], int],
         random: Callable[[], float],
         pause: Callable[[], None],
+        max_replay: int | None = None,
         writes_per_turn: int = WRITES_PER_TURN,
     ) -> None:
         self.log = log
         self.position = log.last
         self.heartbeat = heartbeat
         self.max_connections = max_connections
+        self.max_replay = max_replay
         self.connections: dict[str, Connection] = {}
         self.opened: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
@@ -125,6 +137,18 @@ class Hub:
         self._lock = threading.Lock()
         self._doorbell = threading.Event()
         self._index: AudienceIndex[Connection] = AudienceIndex()
+        self._passes = 0
+        self._pending: AudienceIndex[Connection] = AudienceIndex()
+        self._settle_due = False
+        self._status = 0
+        self._status_frame = b""
+        self._status_passed = 0
+        self._ring: list[Entry] = []
+        self._ring_head = 0
+        self._passing_ring = False
+        self._ring_passed = 0
+        self._ring_places: dict[str, int] = {}
+        self._between_passes = threading.Event()
         self._early: list[Connection] = []
         self._orphans: deque[Connection] = deque()
         self._wheel: list[set[Connection]] = [set() for _ in range(TICKS)]
@@ -142,6 +166,8 @@ class Hub:
                 raise TooManyConnections(f"all {self.max_connections} connections are in use")
             self.connections[connection.id] = connection
             self.opened[connection.transport] += 1
+            connection.heard_from = connection.heard_at = self._ring_passed
+            connection.told = self._status
             if connection.transport == "sse":
                 connection.slot = int(self._random() * TICKS)
                 self._wheel[connection.slot].add(connection)
@@ -154,6 +180,14 @@ class Hub:
         with self._lock:
             if connection.closed is not None or connection.farewell is not None:
                 return False
+            if connection.lost is not None or connection.told != self._status:
+                return False
+            if self._ring and connection.heard_at < self._ring_passed:
+                return False
+            if connection.pending is not None:
+                connection.live_since = self._passes
+                self._pending.add(connection)
+                return True
             if connection.position > self.position:
                 # It starts at an event that the pump has not come to yet; the next pass
                 # wakes it.
@@ -162,7 +196,7 @@ class Hub:
                 return True
             if connection.position < self.position:
                 return False
-            connection.live_since = self.position
+            connection.live_since = self._passes
             self._index.add(connection)
             return True
 
@@ -173,10 +207,19 @@ class Hub:
 
     def read(self, connection: Connection) -> bytes | None:
         """The next frames it is to be sent, about 16 KB at most; None when it has them all."""
-        reading = self.log.read(
+        if connection.lost is not None:
+            return self._tell_gap(connection)
+        if connection.told != self._status:
+            connection.told = self._status
+            return self._status_frame
+        if connection.pending is not None:
+            return self._read_ring(connection)
+        with self._lock:
+            log, upto = self.log, self.position
+        reading = log.read(
             connection.position,
-            self.position,
-            connection.sees,
+            upto,
+            self._unheard(connection),
             max_events=PASS_EVENTS,
             max_bytes=CATCH_UP_BYTES,
         )
@@ -185,11 +228,33 @@ class Hub:
             self.gaps["overflow"] += 1
             return gap_frame("overflow", reading.cursor)
         if not reading.entries:
-            return None
+            return self._read_ring(connection)
         frames = b"".join([entry.frame for entry in reading.entries])
         self.deliveries += len(reading.entries)
         self.delivered_bytes += len(frames)
         return frames
+
+    def _tell_gap(self, connection: Connection) -> bytes:
+        with self._lock:
+            reason, connection.lost = connection.lost or "", None
+            cursor = self.log.cursor_at(self.position) or self.log.head
+            connection.position = cursor.offset
+        self.gaps[reason] += 1
+        return gap_frame(reason, cursor)
+
+    def _unheard(self, connection: Connection) -> Callable[[Event], bool]:
+        """What the connection sees, but for what it has had as a provisional event."""
+        if connection.heard_at == connection.heard_from:
+            return connection.sees
+        places = self._ring_places
+
+        def sees(event: Event) -> bool:
+            place = places.get(event.id, 0)
+            return connection.sees(event) and not (
+                connection.heard_from < place <= connection.heard_at
+            )
+
+        return sees
 
     def sign_of_life(self, offset: int) -> bytes:
         """A heartbeat for who stands at `offset`.
@@ -199,6 +264,28 @@ class Hub:
         """
         cursor = self.log.cursor_at(offset)
         return COMMENT if cursor is None else heartbeat_frame(cursor)
+
+    def sign_of_life_to(self, connection: Connection) -> bytes:
+        """A heartbeat for a connection that reads by itself."""
+        if connection.pending is not None:
+            return COMMENT  # where it stands is not known
+        return self.sign_of_life(connection.position)
+
+    def kick(self, user: str, before: int) -> int:
+        """End a user's streams that were opened before a time (Unix ms); how many there are."""
+        theirs = [
+            connection
+            for connection in list(self.connections.values())
+            if connection.identity.user == user and connection.opened_ms <= before
+        ]
+        for connection in theirs:
+            self.end(connection, "kicked", after=0)
+        return len(theirs)
+
+    def control(self, event: Event) -> None:
+        """Do what an event of the protocol's own asks for."""
+        if event.type == "hybrid.disconnect" and isinstance(event.data, dict):
+            self.kick(str(event.data.get("user")), event.at)
 
     def end(self, connection: Connection, reason: str, *, after: int) -> None:
         """Say `hybrid.bye` and stop; the client comes back `after` milliseconds later."""
@@ -218,6 +305,7 @@ class Hub:
             connection.closed = reason
             self._unlive(connection)
             self._wheel[connection.slot].discard(connection)
+            connection.pending = None
             if self.connections.pop(connection.id, None) is not None:
                 self.closed[reason] += 1
         connection.release()
@@ -243,7 +331,73 @@ class Hub:
 
     def _unlive(self, connection: Connection) -> None:
         connection.live_since = NEVER
-        self._index.discard(connection)
+        (self._index if connection.pending is None else self._pending).discard(connection)
+
+    # -- what a bus between processes has to say
+
+    def swap(self, log: Log, reason: str) -> None:
+        """Go on with another log: what was shared has changed under us, and all are told."""
+        with self._lock:
+            self.log = log
+            self.position = log.last
+            for connection in self.connections.values():
+                # Nobody's place in the ring can be relied on in the middle of a pass. To be
+                # sent an event again is better than to miss it.
+                connection.heard_from = connection.heard_at = self._ring_passed
+                if connection.pending is None:
+                    connection.lost = reason
+                    self._unlive(connection)
+            woken = list(self.connections.values())
+        for connection in woken:
+            connection.wake()
+        self.ring()
+
+    def provisional(self, event: Event) -> None:
+        """Hand an event that is not in the shared log yet to who may see it here."""
+        with self._lock:
+            self._ring_head += 1
+            self._ring.append(Entry(self._ring_head, event))
+            self._ring_places[event.id] = self._ring_head
+            if len(self._ring_places) > RING_PLACES:
+                del self._ring_places[next(iter(self._ring_places))]
+        self.ring()
+
+    def provisionals(self, connection: Connection) -> list[Entry]:
+        """The provisional events that this connection may see. For polls, which get them all."""
+        return [entry for entry in list(self._ring) if connection.sees(entry.event)]
+
+    def seal(self) -> None:
+        """No more provisional events; what has not been handed on comes from the log."""
+        for _ in range(SEAL_PASSES):
+            self._between_passes.clear()
+            if not self._running or not self._ring_busy():
+                break
+            self.ring()
+            self._between_passes.wait(0.1)
+        with self._lock:
+            undone = self._ring_busy()
+            self._ring.clear()
+            self._ring_passed = self._ring_head
+            for connection in self.connections.values():
+                live = connection.live_since != NEVER
+                if undone or (not live and connection.heard_at < self._ring_head):
+                    connection.heard_from = self._ring_head
+                connection.heard_at = self._ring_head
+
+    def _ring_busy(self) -> bool:
+        return self._passing_ring or self._ring_passed < self._ring_head
+
+    def announce(self, state: str, since: int) -> None:
+        """Tell every stream how the bus is; `since` is Unix milliseconds."""
+        with self._lock:
+            self._status_frame = control_frame("status", {"bus": state, "since": since})
+            self._status += 1
+        self.ring()
+
+    def settle(self) -> None:
+        """The log can judge every cursor again: let who is pending have its answer."""
+        self._settle_due = True
+        self.ring()
 
     # -- the pump
 
@@ -286,33 +440,45 @@ class Hub:
         True when there is more to hand on already.
         """
         self._bury_orphans()
+        if self._status_passed != self._status:
+            self._pass_status()
+        if self._settle_due:
+            self._pass_settle()
+        more_provisional = self._pass_ring()
+        self._between_passes.set()
         with self._lock:
             start = self.position
             end = min(self.log.last, start + PASS_EVENTS)
             if start == end:
-                return False
+                return more_provisional
             entries = self.log.between(start, end)
             early, self._early = self._early, []
-            if entries is None:
-                # The log outran the pump. Everybody reads for themselves, and finds the gap.
+            self._passes += 1
+            places = self._ring_places
+            if entries is None or (places and any(e.event.id in places for e in entries)):
+                # The log outran the pump, or some have had these as provisional events.
+                # Everybody reads for themselves, and finds the gap, or leaves out what it had.
                 self.position = self.log.last
                 behind = list(self._index.everyone)
                 for connection in behind:
                     connection.position = start
+                    connection.heard_at = max(connection.heard_at, self._ring_passed)
                     self._unlive(connection)
                 groups = []
                 early += behind
             else:
                 entries = _up_to_bytes(entries, PASS_BYTES)
                 self.position = entries[-1].offset
-                groups = self._address(entries)
+                groups = self._address(entries, self._index)
         for connection in early:
             connection.wake()
         for batch, readers in groups:
             self._write(batch, readers, start)
-        return self.position < self.log.last
+        return self.position < self.log.last or more_provisional
 
-    def _address(self, entries: Sequence[Entry]) -> list[tuple[Batch, list[Connection]]]:
+    def _address(
+        self, entries: Sequence[Entry], index: AudienceIndex[Connection]
+    ) -> list[tuple[Batch, list[Connection]]]:
         """Who gets what: connections with the same set of entries share one batch.
 
         Costs what the readers of these entries cost, however many others are connected.
@@ -321,7 +487,7 @@ class Hub:
         for entry in entries:
             audiences.setdefault(entry.event.audience, []).append(entry)
         if len(audiences) == 1:
-            return [(Batch(entries), list(self._index.readers(entries[0].event.audience)))]
+            return [(Batch(entries), list(index.readers(entries[0].event.audience)))]
         # Each audience is a bit; a connection's bits say which entries it gets.
         public = 0
         bits: dict[Connection, int] = {}
@@ -329,14 +495,14 @@ class Hub:
             if audience.everyone:
                 public |= 1 << place
             else:
-                for connection in self._index.readers(audience):
+                for connection in index.readers(audience):
                     bits[connection] = bits.get(connection, 0) | 1 << place
         groups: dict[int, list[Connection]] = {}
         for connection, own in bits.items():
             groups.setdefault(own | public, []).append(connection)
         if public:
             groups.setdefault(public, []).extend(
-                connection for connection in self._index.everyone if connection not in bits
+                connection for connection in index.everyone if connection not in bits
             )
         places = {audience: 1 << place for place, audience in enumerate(audiences)}
         return [
@@ -344,11 +510,98 @@ class Hub:
             for key, readers in groups.items()
         ]
 
-    def _write(self, batch: Batch, readers: Iterable[Connection], start: int) -> None:
+    def _pass_ring(self) -> bool:
+        """One pass over provisional events; True when there are more."""
+        with self._lock:
+            start = self._ring_passed
+            entries = [e for e in self._ring if e.offset > start][:PASS_EVENTS]
+            if not entries:
+                return False
+            entries = _up_to_bytes(entries, PASS_BYTES)
+            self._ring_passed = entries[-1].offset
+            self._passing_ring = True
+            self._passes += 1
+            groups = self._address(entries, self._index) + self._address(entries, self._pending)
+        for batch, readers in groups:
+            self._write(batch, readers, start, ring=True)
+        self._passing_ring = False
+        return self._ring_passed < self._ring_head
+
+    def _read_ring(self, connection: Connection) -> bytes | None:
+        with self._lock:
+            upto = self._ring_passed
+            entries = [
+                e
+                for e in self._ring
+                if connection.heard_at < e.offset <= upto and connection.sees(e.event)
+            ]
+            if not entries:
+                connection.heard_at = max(connection.heard_at, upto)
+                return None
+            entries = _up_to_bytes(entries, CATCH_UP_BYTES)
+            connection.heard_at = entries[-1].offset
+        return b"".join([entry.frame for entry in entries])
+
+    def _pass_status(self) -> None:
+        """Write the bus' state to all who are live; the others find it when they read."""
+        with self._lock:
+            version = self._status_passed = self._status
+            frame = self._status_frame
+            readers = [*self._index.everyone, *self._pending.everyone]
+            self._passes += 1
+        framed = chunk(frame)
+        turn = 0
+        for connection in readers:
+            if connection.live_since >= self._passes:
+                continue
+            connection.told = version
+            if not self._send_whole(connection, framed if connection.chunked else frame):
+                connection.told = version - 1
+            turn += 1
+            if turn == self._writes_per_turn:
+                turn = 0
+                self._pause()
+
+    def _send_whole(self, connection: Connection, frame: bytes) -> bool:
+        """Send outside of the log's order; False when the socket took nothing of it."""
+        try:
+            sent = connection.send(frame, DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close(connection, "lost")
+            return True
+        if sent < len(frame):
+            self._fall_behind(connection, memoryview(frame)[sent:] if sent else None)
+        return sent > 0
+
+    def _pass_settle(self) -> None:
+        """Judge the cursors that could not be judged before."""
+        with self._lock:
+            self._settle_due = False
+            for connection in list(self.connections.values()):
+                if connection.pending is None:
+                    continue
+                since = connection.pending
+                if connection.live_since != NEVER:
+                    connection.heard_at = max(connection.heard_at, self._ring_passed)
+                self._unlive(connection)
+                connection.pending = None
+                start = self.log.resolve(since, max_replay=self.max_replay)
+                if start.gap:
+                    connection.lost = start.gap
+                else:
+                    connection.position = start.cursor.offset
+                connection.wake()
+
+    def _write(
+        self, batch: Batch, readers: Iterable[Connection], start: int, *, ring: bool = False
+    ) -> None:
         """The hot path: one send per connection, nothing else that grows with their number."""
         turn = taken = 0
+        this_pass = self._passes
         for connection in readers:
-            if connection.live_since > start:
+            if connection.live_since >= this_pass:
                 continue  # not live any more, or joined after this pass began
             data = batch.chunked if connection.chunked else batch.plain
             try:
@@ -362,7 +615,7 @@ class Hub:
                 taken += 1
             else:
                 offset, rest = batch.cut_at(sent, start, chunked=connection.chunked)
-                self._fall_behind(connection, offset, rest)
+                self._fall_behind(connection, rest, **{"heard_at" if ring else "position": offset})
             turn += 1
             if turn == self._writes_per_turn:
                 turn = 0
@@ -374,11 +627,21 @@ class Hub:
             for entry in batch.entries:
                 self.latency.observe((now - entry.event.at) / 1000, taken)
 
-    def _fall_behind(self, connection: Connection, offset: int, rest: memoryview | None) -> None:
-        """Its socket is full (or it has none): it reads the log by itself from here."""
-        connection.position = offset
+    def _fall_behind(
+        self,
+        connection: Connection,
+        rest: memoryview | None,
+        *,
+        position: int | None = None,
+        heard_at: int | None = None,
+    ) -> None:
+        """Its socket is full (or it has none): it reads by itself from here."""
         connection.rest = rest
         with self._lock:
+            if connection.live_since == NEVER:
+                return  # swapped away meanwhile: it begins anew
+            connection.position = self.position if position is None else position
+            connection.heard_at = self._ring_passed if heard_at is None else heard_at
             self._unlive(connection)
         if connection.send is not takes_nothing:
             self.lags += 1
@@ -400,7 +663,9 @@ class Hub:
             frame = self.sign_of_life(self.position)
             framed = chunk(frame)
             for connection in due:
-                if connection.live_since <= self.position:
+                if connection.pending is not None and connection.live_since != NEVER:
+                    self._beat(connection, chunk(COMMENT) if connection.chunked else COMMENT)
+                elif connection.live_since != NEVER:
                     self._beat(connection, framed if connection.chunked else frame)
                 elif (
                     connection.writing_since is not None
@@ -410,16 +675,8 @@ class Hub:
                     self.close(connection, "slow")
 
     def _beat(self, connection: Connection, frame: bytes) -> None:
-        try:
-            sent = connection.send(frame, DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.close(connection, "lost")
-            return
-        if sent < len(frame):
-            connection.beat_due = sent == 0
-            self._fall_behind(connection, self.position, memoryview(frame)[sent:] if sent else None)
+        if not self._send_whole(connection, frame):
+            connection.beat_due = True
 
 
 def _up_to_bytes(entries: list[Entry], limit: int) -> list[Entry]:

@@ -18,10 +18,10 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 import hybrid
 from hybrid.audience import MAX_NAME, Audience, Identity, is_name
 from hybrid.connection import Connection
-from hybrid.errors import EventTooLarge, InvalidEvent, TooManyConnections
+from hybrid.errors import EventTooLarge, InvalidEvent, OutboxFull, TooManyConnections
 from hybrid.events import random_id
-from hybrid.instance import Instance
-from hybrid.log import Reading
+from hybrid.instance import Instance, unix_ms
+from hybrid.log import Reading, Start
 from hybrid.monitor.snapshot import snapshot
 from hybrid.stream import Stream
 from hybrid.wire import control_frame, retry_frame, to_json
@@ -149,7 +149,7 @@ def _open_stream() -> Response:
         return StreamResponse(())
     instance = state.instance()
     since = request.headers.get("Last-Event-ID") or request.args.get("since")
-    start = instance.log.resolve(since, max_replay=state.settings.max_replay_events)
+    start, pending = _begin(instance, since)
     connection = Connection(
         random_id(),
         identity,
@@ -157,12 +157,27 @@ def _open_stream() -> Response:
         position=start.cursor.offset,
         transport="sse",
         opened_at=instance.hub.clock(),
+        opened_ms=unix_ms(),
+        pending=pending,
     )
     try:
         instance.hub.open(connection)
     except TooManyConnections as error:
         raise Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER) from error
     return StreamResponse(Stream(instance.hub, connection, start, instance.bus.state))
+
+
+def _begin(instance: Instance, since: str | None) -> tuple[Start, str | None]:
+    """Where a client begins, and its cursor if that cannot be judged now.
+
+    While the shared log is out of reach, a cursor that is not in this instance's copy may well be
+    in the log: another instance may have seen more of it. What follows for the client is decided
+    when the log is back.
+    """
+    start = instance.log.resolve(since, max_replay=instance.settings.max_replay_events)
+    if instance.bus.state == "degraded" and start.gap in ("epoch", "rollback", "forked"):
+        return Start(instance.log.head), since
+    return start, None
 
 
 def polling() -> Response:
@@ -174,9 +189,7 @@ def polling() -> Response:
     limit = int(_number("limit", MAX_LIMIT, 1, MAX_LIMIT, whole=True))
     instance = state.instance()
     instance.polls += 1
-    start = instance.log.resolve(
-        request.args.get("since"), max_replay=state.settings.max_replay_events
-    )
+    start, pending = _begin(instance, request.args.get("since"))
     if start.gap:
         return _poll_answer(instance, Reading((), start.cursor), gap=start.gap)
     connection = Connection(
@@ -189,16 +202,23 @@ def polling() -> Response:
     )
     if "since" not in request.args or request.method == "HEAD" or not _can_hold():
         wait = 0.0
+    if pending is not None:
+        # Back with the same cursor, until somebody can say what has happened since.
+        return _poll_answer(instance, Reading((), start.cursor), asker=connection, cursor=pending)
     reading = _await_events(instance, connection, limit, wait)
-    return _poll_answer(instance, reading, gap="overflow" if reading.overflow else None)
+    gap = connection.lost or ("overflow" if reading.overflow else None)
+    return _poll_answer(instance, reading, gap=gap, asker=connection)
 
 
 def _await_events(instance: Instance, connection: Connection, limit: int, wait: float) -> Reading:
     """Read for the connection until there is something or `wait` seconds are over."""
-    hub, log = instance.hub, instance.log
+    hub = instance.hub
     deadline = hub.clock() + wait
     try:
         while True:
+            log = instance.log
+            if connection.lost is not None:
+                return Reading((), log.head)
             reading = log.read(
                 connection.position,
                 log.last,
@@ -208,7 +228,8 @@ def _await_events(instance: Instance, connection: Connection, limit: int, wait: 
             )
             connection.position = reading.cursor.offset
             left = deadline - hub.clock()
-            if reading.entries or reading.overflow or left <= 0 or connection.farewell:
+            done = reading.entries or reading.overflow or left <= 0 or connection.farewell
+            if done or hub.provisionals(connection):
                 return reading
             if connection.id not in hub.connections:
                 try:
@@ -222,19 +243,28 @@ def _await_events(instance: Instance, connection: Connection, limit: int, wait: 
         hub.close(connection, "polled")
 
 
-def _poll_answer(instance: Instance, reading: Reading, *, gap: str | None) -> Response:
+def _poll_answer(
+    instance: Instance,
+    reading: Reading,
+    *,
+    gap: str | None = None,
+    asker: Connection | None = None,
+    cursor: str | None = None,
+) -> Response:
     if gap:
         instance.hub.gaps[gap] += 1
-    instance.hub.deliveries += len(reading.entries)
+    # What is provisional comes with every poll: which of them the client has had is its to know.
+    entries = [*reading.entries, *(instance.hub.provisionals(asker) if asker else ())]
+    instance.hub.deliveries += len(entries)
     rest = {
-        "cursor": str(reading.cursor),
+        "cursor": cursor or str(reading.cursor),
         "more": reading.cursor.offset < instance.log.last,
         "gap": {"reason": gap} if gap else None,
         "wait": POLL_WAIT_MS,
         "bus": instance.bus.state,
     }
     # The events are JSON already, encoded once for all who poll them.
-    events = ",".join([entry.poll_item for entry in reading.entries])
+    events = ",".join([entry.poll_item for entry in entries])
     return _json(f'{{"events":[{events}],{to_json(rest)[1:]}')
 
 
@@ -255,6 +285,8 @@ def test() -> Response:
         raise Problem(413, "Event too large", str(error)) from error
     except InvalidEvent as error:
         raise Problem(400, "Invalid event", str(error)) from error
+    except OutboxFull as error:
+        raise Problem(503, "Not stored", str(error), retry_after=FULL_RETRY_AFTER) from error
     answer = {
         "id": receipt.id,
         "cursor": str(receipt.cursor) if receipt.cursor else None,
@@ -297,7 +329,10 @@ def live() -> Response:
 
 def ready() -> Response:
     """GET /health/ready: it can take new clients."""
-    hub = _state().instance().hub
+    instance = _state().instance()
+    hub = instance.hub
+    if instance.bus.deaf:
+        raise Problem(503, "Deaf", instance.bus.trouble, retry_after=FULL_RETRY_AFTER)
     if hub.held() >= hub.max_connections:
         raise Problem(503, "Full", "no connection is free", retry_after=FULL_RETRY_AFTER)
     return _json('{"status":"ok"}')

@@ -72,7 +72,7 @@ class Stream(Iterator[bytes]):
                 return caught_up
             if connection.beat_due:
                 connection.beat_due = False
-                return hub.sign_of_life(connection.position)
+                return hub.sign_of_life_to(connection)
             if hub.join(connection):
                 # Not a method of this object: the event loop would keep the stream alive, and
                 # the finalizer could never run.
@@ -88,17 +88,18 @@ class Stream(Iterator[bytes]):
 def _opening(hub: Hub, connection: Connection, start: Start, bus: str) -> bytes:
     """The first bytes: retry, hello, and the gap if there is one."""
     cursor = start.cursor
+    certain = start.gap is None and connection.pending is None
     hello = {
         "protocol": 1,
         "client": connection.id,
         # With a gap to come, the position is the gap's to give: a connection cut between the
         # two would otherwise leave the client at the new position, never told what it missed.
-        "cursor": None if start.gap else str(cursor),
+        "cursor": str(cursor) if certain else None,
         "heartbeat": round(hub.heartbeat * 1000),
-        "resumed": start.resumed,
+        "resumed": None if connection.pending is not None else start.resumed,
         "bus": bus,
     }
-    opening = retry_frame(RETRY_MS) + control_frame("hello", hello, None if start.gap else cursor)
+    opening = retry_frame(RETRY_MS) + control_frame("hello", hello, cursor if certain else None)
     if start.gap:
         hub.gaps[start.gap] += 1
         opening += gap_frame(start.gap, cursor)

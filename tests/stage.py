@@ -159,7 +159,7 @@ class Stage:
             pause=_give_way,
             writes_per_turn=writes_per_turn,
         )
-        self.bus = MemoryBus(self.log, ring=self.hub.ring, clock=lambda: int(self.now * 1000))
+        self.bus = MemoryBus(self.log, self.hub, clock=lambda: int(self.now * 1000))
         self.pump = greenlet(self._pump)
         self.servers: dict[Client, greenlet] = {}
         self.streams: dict[Client, Stream] = {}

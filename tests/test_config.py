@@ -15,7 +15,21 @@ NAN = float("nan")
 
 # key, what an application or the environment may say, what that means, what is refused
 TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
-    ("URL", [("memory://", "memory://")], ["", 5, b"memory://", ["memory://"]]),
+    (
+        "URL",
+        [
+            (url, url)
+            for url in (
+                *("memory://", "redis://h:1/2", "rediss://h", "unix:///r.sock"),
+                "redis+sentinel://a:1,b:2/main",
+            )
+        ],
+        ["", 5, b"memory://", ["memory://"], "redis", "memory:", "memory://x", "http://h"],
+    ),
+    ("NAMESPACE", [("shop", "shop"), ("a.b:c-1_", "a.b:c-1_")], ["", "a b", "{x}", "x" * 65, 1]),
+    ("OUTBOX_EVENTS", [(0, 0), ("50", 50)], [-1, 1_000_001, "some", 0.5]),
+    ("PROBE_SECONDS", [(0.1, 0.1), ("7", 7.0)], [0, 601, "often", NAN]),
+    ("PUBLISH_KEY", [("0123456789abcdef", "0123456789abcdef")], ["", "short", 5, b"x" * 16]),
     ("URL_PREFIX", [("/live", "/live"), ("/a/b", "/a/b")], ["", "live", "/live/", "/", 5]),
     (
         "HISTORY_EVENTS",
@@ -88,6 +102,10 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings == Settings()
     assert {setting.name: getattr(settings, setting.name) for setting in fields(Settings)} == {
         "url": "memory://",
+        "namespace": "hybrid",
+        "outbox_events": 1000,
+        "probe_seconds": 7,
+        "publish_key": None,
         "url_prefix": "/api/realtime",
         "history_events": 10000,
         "history_seconds": 3600,

@@ -19,10 +19,50 @@ class Receipt:
     cursor: Cursor | None
 
 
+class Local(Protocol):
+    """What a bus asks of the instance that it serves: the hub."""
+
+    def ring(self) -> None:
+        """There is something new in the log."""
+
+    def swap(self, log: Log, reason: str) -> None:
+        """The shared log is another one now; `reason` is what connections are told."""
+
+    def provisional(self, event: Event) -> None:
+        """Hand out an event that could not be stored yet."""
+
+    def seal(self) -> None:
+        """What is provisional is about to be stored: no more of it comes."""
+
+    def settle(self) -> None:
+        """The log can judge every cursor again."""
+
+    def announce(self, state: str, since: int) -> None:
+        """Tell clients how the bus is; `since` is Unix milliseconds."""
+
+    def control(self, event: Event) -> None:
+        """Do what one of the protocol's own events asks for."""
+
+
 class Bus(Protocol):
     """What the rest of the package asks of a bus."""
 
     log: Log
+    trouble: str
+    """Why it is degraded; empty while it is ok."""
+    deaf: bool
+    """Whether what is published does not arrive here."""
+
+    @property
+    def waiting(self) -> int:
+        """Events that are kept until they can be stored."""
+        ...
+
+    def start(self, patience: float) -> None:
+        """Begin; returns when the log is here, after `patience` seconds at the latest."""
+
+    def stop(self) -> None:
+        """End what `start` began."""
 
     @property
     def state(self) -> Literal["ok", "degraded"]:
@@ -30,5 +70,8 @@ class Bus(Protocol):
         ...
 
     def publish(self, event: Event) -> Receipt:
-        """Store the event, or say that it could not be: never a success for what is lost."""
+        """Store the event, or say that it could not be: never a success for what is lost.
+
+        Raises `OutboxFull` when it can be neither stored nor kept.
+        """
         ...

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from hybrid.bus import Receipt
-from hybrid.events import Event
+from hybrid.bus import Local, Receipt
+from hybrid.events import CONTROL, Event
 from hybrid.log import Log
 
 
@@ -16,15 +16,26 @@ class MemoryBus:
     """
 
     state: Literal["ok", "degraded"] = "ok"
+    trouble = ""
+    deaf = False
+    waiting = 0
 
-    def __init__(self, log: Log, *, ring: Callable[[], None], clock: Callable[[], int]) -> None:
+    def __init__(self, log: Log, local: Local, *, clock: Callable[[], int]) -> None:
         self.log = log
-        self._ring = ring
+        self._local = local
         self._clock = clock
         self._lock = threading.Lock()
+
+    def start(self, patience: float) -> None:
+        """Nothing is to be started."""
+
+    def stop(self) -> None:
+        """Nothing is to be stopped."""
 
     def publish(self, event: Event) -> Receipt:
         with self._lock:
             entry = self.log.append(event, self._clock())
-        self._ring()
+        if event.type.startswith(CONTROL):
+            self._local.control(event)
+        self._local.ring()
         return Receipt(event.id, "log", entry.event.cursor)

@@ -61,9 +61,18 @@ def snapshot(instance: Instance) -> dict[str, Any]:
             "version": hybrid.__version__,
             "uptime_seconds": time.time() - instance.started_at,
             "bus": instance.bus.state,
-            "url": instance.settings.url,
+            "bus_trouble": instance.bus.trouble,
+            "deaf": instance.bus.deaf,
+            "outbox": instance.bus.waiting,
+            "url": told(instance.settings.url),
         },
     }
+
+
+def told(url: str) -> str:
+    """A URL without its password."""
+    head, at, rest = url.rpartition("@")
+    return f"{head.partition('://')[0]}://…@{rest}" if at else url
 
 
 def _resident_bytes() -> int | None:
