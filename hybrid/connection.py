@@ -47,6 +47,7 @@ class Connection:
         "chunked",
         "closed",
         "farewell",
+        "heard",
         "heard_at",
         "heard_from",
         "id",
@@ -91,6 +92,7 @@ class Connection:
         """Why its position means nothing any more: what it is to be told as a gap."""
         self.pending = pending
         """The cursor it came with, while nobody can judge that."""
+        self.heard: tuple[tuple[int, int], ...] = ()
         self.heard_from = self.heard_at = 0
         self.told = 0
         self.send: Callable[[bytes, int], int] = takes_nothing

@@ -49,7 +49,10 @@ CATCH_UP_BYTES = 16 * 1024
 """What a reading connection holds at once: with the log, the whole memory of a slow client."""
 RING_PLACES = 20_000
 """Provisional events whose ids are remembered, so that their stored copies are told apart."""
-SEAL_PASSES = 20
+STRETCHES = 20
+"""Stretches of provisional events that are remembered for a connection, one an outage."""
+SEAL_TURNS = 10_000
+"""How often others may run before the ring is sealed in the middle of a pass."""
 TICKS = 60
 """Heartbeats are spread over this many moments per interval."""
 
@@ -146,9 +149,9 @@ class Hub:
         self._ring: list[Entry] = []
         self._ring_head = 0
         self._passing_ring = False
+        self._ring_pass_start = 0
         self._ring_passed = 0
         self._ring_places: dict[str, int] = {}
-        self._between_passes = threading.Event()
         self._early: list[Connection] = []
         self._orphans: deque[Connection] = deque()
         self._wheel: list[set[Connection]] = [set() for _ in range(TICKS)]
@@ -244,15 +247,17 @@ class Hub:
 
     def _unheard(self, connection: Connection) -> Callable[[Event], bool]:
         """What the connection sees, but for what it has had as a provisional event."""
-        if connection.heard_at == connection.heard_from:
+        stretches = connection.heard
+        if connection.heard_at > connection.heard_from:
+            stretches = (*stretches, (connection.heard_from, connection.heard_at))
+        if not stretches:
             return connection.sees
         places = self._ring_places
 
         def sees(event: Event) -> bool:
-            place = places.get(event.id, 0)
-            return connection.sees(event) and not (
-                connection.heard_from < place <= connection.heard_at
-            )
+            place = places.get(event.id)
+            had = place is not None and any(low < place <= high for low, high in stretches)
+            return not had and connection.sees(event)
 
         return sees
 
@@ -341,9 +346,7 @@ class Hub:
             self.log = log
             self.position = log.last
             for connection in self.connections.values():
-                # Nobody's place in the ring can be relied on in the middle of a pass. To be
-                # sent an event again is better than to miss it.
-                connection.heard_from = connection.heard_at = self._ring_passed
+                self._note_heard(connection)
                 if connection.pending is None:
                     connection.lost = reason
                     self._unlive(connection)
@@ -368,21 +371,31 @@ class Hub:
 
     def seal(self) -> None:
         """No more provisional events; what has not been handed on comes from the log."""
-        for _ in range(SEAL_PASSES):
-            self._between_passes.clear()
-            if not self._running or not self._ring_busy():
+        for _ in range(SEAL_TURNS):
+            if not self._ring_busy():
                 break
             self.ring()
-            self._between_passes.wait(0.1)
+            self._pause()
         with self._lock:
-            undone = self._ring_busy()
+            for connection in self.connections.values():
+                self._note_heard(connection)
             self._ring.clear()
             self._ring_passed = self._ring_head
             for connection in self.connections.values():
-                live = connection.live_since != NEVER
-                if undone or (not live and connection.heard_at < self._ring_head):
-                    connection.heard_from = self._ring_head
-                connection.heard_at = self._ring_head
+                connection.heard_from = connection.heard_at = self._ring_head
+
+    def _note_heard(self, connection: Connection) -> None:
+        """Keep what the connection has had of the ring for certain; begin a new stretch."""
+        if connection.live_since == NEVER:
+            certain = connection.heard_at
+        else:
+            # In the middle of a pass some have its events and some have not: to be sent one
+            # again is better than to miss it.
+            certain = self._ring_pass_start if self._passing_ring else self._ring_passed
+        if certain > connection.heard_from:
+            stretch = (connection.heard_from, certain)
+            connection.heard = (*connection.heard[-STRETCHES:], stretch)
+        connection.heard_from = connection.heard_at = self._ring_passed
 
     def _ring_busy(self) -> bool:
         return self._passing_ring or self._ring_passed < self._ring_head
@@ -445,7 +458,6 @@ class Hub:
         if self._settle_due:
             self._pass_settle()
         more_provisional = self._pass_ring()
-        self._between_passes.set()
         with self._lock:
             start = self.position
             end = min(self.log.last, start + PASS_EVENTS)
@@ -519,6 +531,7 @@ class Hub:
                 return False
             entries = _up_to_bytes(entries, PASS_BYTES)
             self._ring_passed = entries[-1].offset
+            self._ring_pass_start = start
             self._passing_ring = True
             self._passes += 1
             groups = self._address(entries, self._index) + self._address(entries, self._pending)

@@ -17,11 +17,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import hybrid
 from hybrid.audience import MAX_NAME, Audience, Identity, is_name
+from hybrid.bus import begin
 from hybrid.connection import Connection
 from hybrid.errors import EventTooLarge, InvalidEvent, OutboxFull, TooManyConnections
 from hybrid.events import random_id
 from hybrid.instance import Instance, unix_ms
-from hybrid.log import Reading, Start
+from hybrid.log import Reading
 from hybrid.monitor.snapshot import snapshot
 from hybrid.stream import Stream
 from hybrid.wire import control_frame, retry_frame, to_json
@@ -149,7 +150,7 @@ def _open_stream() -> Response:
         return StreamResponse(())
     instance = state.instance()
     since = request.headers.get("Last-Event-ID") or request.args.get("since")
-    start, pending = _begin(instance, since)
+    start, pending = begin(instance.bus, since, max_replay=state.settings.max_replay_events)
     connection = Connection(
         random_id(),
         identity,
@@ -167,19 +168,6 @@ def _open_stream() -> Response:
     return StreamResponse(Stream(instance.hub, connection, start, instance.bus.state))
 
 
-def _begin(instance: Instance, since: str | None) -> tuple[Start, str | None]:
-    """Where a client begins, and its cursor if that cannot be judged now.
-
-    While the shared log is out of reach, a cursor that is not in this instance's copy may well be
-    in the log: another instance may have seen more of it. What follows for the client is decided
-    when the log is back.
-    """
-    start = instance.log.resolve(since, max_replay=instance.settings.max_replay_events)
-    if instance.bus.state == "degraded" and start.gap in ("epoch", "rollback", "forked"):
-        return Start(instance.log.head), since
-    return start, None
-
-
 def polling() -> Response:
     """GET /polling: what has come since the cursor, at once or within `wait` seconds."""
     state = _state()
@@ -189,7 +177,9 @@ def polling() -> Response:
     limit = int(_number("limit", MAX_LIMIT, 1, MAX_LIMIT, whole=True))
     instance = state.instance()
     instance.polls += 1
-    start, pending = _begin(instance, request.args.get("since"))
+    start, pending = begin(
+        instance.bus, request.args.get("since"), max_replay=state.settings.max_replay_events
+    )
     if start.gap:
         return _poll_answer(instance, Reading((), start.cursor), gap=start.gap)
     connection = Connection(

@@ -13,9 +13,10 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 
 from hybrid.audience import Audience, Identity
+from hybrid.bus import Bus, begin
 from hybrid.bus.memory import MemoryBus
 from hybrid.connection import NEVER, Connection
-from hybrid.events import Event, make_event
+from hybrid.events import ORIGIN, Cursor, Event, make_event
 from hybrid.hub import WRITES_PER_TURN, Hub
 from hybrid.log import Log
 from hybrid.stream import Stream
@@ -144,22 +145,26 @@ class Stage:
         stall: float = 30.0,
         max_connections: int = 100_000,
         writes_per_turn: int = WRITES_PER_TURN,
+        make_bus: Callable[["Stage", Log], Bus] | None = None,
     ) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
-        self.log = Log("stage", max_events=history, max_seconds=1e9)
+        self.history = history
+        log = self.make_log(Cursor("stage", 0, ORIGIN))
         self.hub = Hub(
-            self.log,
+            log,
             heartbeat=heartbeat,
             stall=stall,
             max_connections=max_connections,
             clock=lambda: self.now,
-            wall=lambda: int(self.now * 1000),
+            wall=self.wall,
             random=self.random.random,
             pause=_give_way,
             writes_per_turn=writes_per_turn,
         )
-        self.bus = MemoryBus(self.log, self.hub, clock=lambda: int(self.now * 1000))
+        self.bus: Bus = (
+            make_bus(self, log) if make_bus else MemoryBus(log, self.hub, clock=self.wall)
+        )
         self.pump = greenlet(self._pump)
         self.servers: dict[Client, greenlet] = {}
         self.streams: dict[Client, Stream] = {}
@@ -168,6 +173,16 @@ class Stage:
 
     # -- what the stage can do
 
+    @property
+    def log(self) -> Log:
+        return self.bus.log
+
+    def make_log(self, start: Cursor) -> Log:
+        return Log(start.epoch, max_events=self.history, max_seconds=1e9, start=start)
+
+    def wall(self) -> int:
+        return int(self.now * 1000)
+
     def emit(self, audience: Audience, data: Any = None, pad: int = 0) -> Event:
         self.emitted += 1
         event = make_event(
@@ -175,7 +190,7 @@ class Stage:
             [self.emitted, "x" * pad] if data is None else data,
             audience,
             text=None,
-            at=int(self.now * 1000),
+            at=self.wall(),
             max_bytes=1 << 20,
             encode=to_json,
         )
@@ -186,7 +201,7 @@ class Stage:
         self, client: Client, *, room: int = 1 << 20, direct: bool = True, chunked: bool = True
     ) -> Connection:
         """Open a stream for the client from its cursor, as the endpoint does."""
-        start = self.log.resolve(client.cursor)
+        start, pending = begin(self.bus, client.cursor, max_replay=None)
         self.connected += 1
         connection = StagedConnection(
             f"c{self.connected}",
@@ -195,9 +210,11 @@ class Stage:
             position=start.cursor.offset,
             transport="sse",
             opened_at=self.now,
+            opened_ms=self.wall(),
+            pending=pending,
         )
         self.hub.open(connection)
-        stream = Stream(self.hub, connection, start)
+        stream = Stream(self.hub, connection, start, self.bus.state)
         client.pipe = pipe = Pipe(room)
         client.chunked = chunked
         client.raw.clear()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from hybrid.events import Cursor, Event
-from hybrid.log import Log
+from hybrid.log import Log, Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +75,16 @@ class Bus(Protocol):
         Raises `OutboxFull` when it can be neither stored nor kept.
         """
         ...
+
+
+def begin(bus: Bus, since: str | None, *, max_replay: int | None) -> tuple[Start, str | None]:
+    """Where a client begins, and its cursor again if that cannot be judged now.
+
+    While the shared log is out of reach, a cursor that is not in this process's copy may well be
+    in the log: another process may have seen more of it. What follows for the client is decided
+    when the log is back.
+    """
+    start = bus.log.resolve(since, max_replay=max_replay)
+    if bus.state == "degraded" and start.gap in ("epoch", "rollback", "forked"):
+        return Start(bus.log.head), since
+    return start, None

@@ -64,7 +64,7 @@ class RedisBus:
 
     `make_log` gives an empty log that begins after a cursor. `clock` is Unix milliseconds.
     `outbox` is the most events kept while Redis is away; `probe` the seconds of silence after
-    which the subscription is tried.
+    which the subscription is tried. `monotonic` is a clock in seconds.
     """
 
     def __init__(
@@ -77,6 +77,9 @@ class RedisBus:
         clock: Callable[[], int],
         outbox: int,
         probe: float,
+        monotonic: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
+        new_id: Callable[[], str] = random_id,
     ) -> None:
         self.log = log
         self.state: Literal["ok", "degraded"] = "degraded"
@@ -90,12 +93,15 @@ class RedisBus:
         self._make_log = make_log
         self._clock = clock
         self._probe_after = probe
+        self._monotonic = monotonic
+        self._random = random
+        self._new_id = new_id
         self._outbox: deque[Event] = deque()
         self._outbox_bound = outbox
         self._flushing = False
         self._lock = threading.RLock()
         self._known = False
-        self._ear = f"{store.channel}:{random_id()}"
+        self._ear = f"{store.channel}:{new_id()}"
         self._token = itertools.count()
         self._running = False
         self._wake = threading.Event()
@@ -121,23 +127,27 @@ class RedisBus:
 
     def publish(self, event: Event) -> Receipt:
         """Store the event; while Redis is away, keep it. Raises `OutboxFull`."""
+        tried = False
         if self.state == "ok":
             try:
-                (stored,) = self._store.publish([event], new_epoch=random_id())
+                (stored,) = self._store.publish([event], new_epoch=self._new_id())
             except Failure as error:
+                tried = True
                 self._fail(error)
             else:
                 self._take(stored, event)
                 return Receipt(event.id, "log", Cursor(stored.epoch, stored.offset, event.id))
         with self._lock:
-            return self._keep(event)
+            return self._keep(event, tried=tried)
 
-    def _keep(self, event: Event) -> Receipt:
+    def _keep(self, event: Event, *, tried: bool) -> Receipt:
         # A reply that was lost says nothing about the event: it may have come back already.
         heard = self._recently(event.id)
         if heard is not None:
             return Receipt(event.id, "log", heard)
-        if len(self._outbox) >= self._outbox_bound:
+        # An event that was tried may be in the log: to refuse it could be a lie. There are no
+        # more of these than emits were under way when Redis went.
+        if len(self._outbox) >= self._outbox_bound and not tried:
             raise OutboxFull(
                 f"Redis is away and {self._outbox_bound} events are waiting for it already"
             )
@@ -201,7 +211,7 @@ class RedisBus:
         """Take up the log that Redis has now; `reason` is what its clients are told."""
         page = self._store.read(None)
         if page.head is None:
-            self._store.found(random_id())
+            self._store.found(self._new_id())
             page = self._store.read(None)
         if page.head is None:
             raise redis.RedisError("the log disappears as soon as it is made")
@@ -234,7 +244,7 @@ class RedisBus:
     def _run(self) -> None:
         delay = RETRY_BASE
         while self._running:
-            began = time.monotonic()
+            began = self._monotonic()
             try:
                 self._attend()
             except Failure as error:
@@ -242,11 +252,14 @@ class RedisBus:
             except Exception as error:
                 logger.exception("the listener failed and goes on")
                 self._fail(error)
-            if time.monotonic() - began > STEADY:
+            if self._monotonic() - began > STEADY:
                 delay = RETRY_BASE
             # Half of it is chance: the processes of a deployment lose Redis together.
-            self._wake.wait(delay * (0.5 + random.random()))
+            self._rest(delay * (0.5 + self._random()))
             delay = min(RETRY_CAP, delay * 2)
+
+    def _rest(self, seconds: float) -> None:
+        self._wake.wait(seconds)
 
     def _attend(self) -> None:
         """One life of the subscription; ends by an exception or by `stop`."""
@@ -256,10 +269,10 @@ class RedisBus:
             self._probe(subscription)
             self._catch_up()
             self._recover()
-            quiet_since = time.monotonic()
+            quiet_since = self._monotonic()
             while self._running:
                 message = subscription.get_message(timeout=LISTEN)
-                now = time.monotonic()
+                now = self._monotonic()
                 if message is not None:
                     quiet_since = now
                     if message["type"] == "subscribe":
@@ -269,7 +282,7 @@ class RedisBus:
                         self._hear(message["data"])
                 elif now - quiet_since >= self._probe_after:
                     self._probe(subscription)
-                    quiet_since = time.monotonic()
+                    quiet_since = self._monotonic()
                 if self.state == "degraded":
                     # An emit failed, though we heard nothing of it.
                     self._probe(subscription)
@@ -279,11 +292,11 @@ class RedisBus:
             subscription.close()
 
     def _await(self, subscription: "redis.client.PubSub", type: str, count: int) -> None:
-        deadline = time.monotonic() + 2 * TIMEOUT
+        deadline = self._monotonic() + 2 * TIMEOUT
         while count:
-            message = subscription.get_message(timeout=max(0.0, deadline - time.monotonic()))
+            message = subscription.get_message(timeout=max(0.0, deadline - self._monotonic()))
             if message is None:
-                if time.monotonic() >= deadline:
+                if self._monotonic() >= deadline:
                     raise Deaf("Redis does not confirm the subscription")
             elif message["type"] == type:
                 count -= 1
@@ -292,11 +305,11 @@ class RedisBus:
         """Ring the own bell and hear it, with everything that was said before; find the head."""
         token = str(next(self._token))
         head = self._store.probe(self._ear, token)
-        deadline = time.monotonic() + 2 * TIMEOUT
+        deadline = self._monotonic() + 2 * TIMEOUT
         while True:
-            message = subscription.get_message(timeout=max(0.0, deadline - time.monotonic()))
+            message = subscription.get_message(timeout=max(0.0, deadline - self._monotonic()))
             if message is None:
-                if time.monotonic() < deadline:
+                if self._monotonic() < deadline:
                     continue
                 self.deaf = True
                 raise Deaf("Redis answers, but messages do not arrive")
@@ -352,7 +365,7 @@ class RedisBus:
                     if not batch:
                         self._be_ok(stored_from_outbox)
                         return
-                places = self._store.publish(batch, new_epoch=random_id())
+                places = self._store.publish(batch, new_epoch=self._new_id())
                 stored_from_outbox += len(batch)
                 in_order = [self._take(at, event) for at, event in zip(places, batch, strict=True)]
                 with self._lock:
