@@ -346,8 +346,8 @@ class Hub:
             self.log = log
             self.position = log.last
             for connection in self.connections.values():
-                self._note_heard(connection)
                 if connection.pending is None:
+                    self._note_heard(connection)
                     connection.lost = reason
                     self._unlive(connection)
             woken = list(self.connections.values())
