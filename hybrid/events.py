@@ -1,7 +1,7 @@
 """The event and the cursor: values that are checked once and cannot be wrong afterwards."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from json import loads
 from secrets import token_urlsafe
@@ -86,6 +86,23 @@ def check_type(type: object) -> str:
     if type.startswith(RESERVED):
         raise InvalidEvent(f"types that start with {RESERVED!r} are reserved for the protocol")
     return type
+
+
+FIELDS = frozenset({"type", "data", "text", "users", "roles", "topics"})
+
+
+def wish(fields: object) -> tuple[str, Any, Audience]:
+    """Type, data and audience of an event that is described by a mapping.
+
+    Raises `InvalidEvent` for what is no mapping, has other fields, or addresses nobody that
+    there could be.
+    """
+    if not isinstance(fields, Mapping):
+        raise InvalidEvent(f"an event is an object with a type, not {fields!r:.60}")
+    if unknown := sorted(map(repr, fields.keys() - FIELDS)):
+        raise InvalidEvent(f"an event has no field {unknown[0]:.60}")
+    audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
+    return check_type(fields.get("type")), fields.get("data"), audience
 
 
 def make_event(

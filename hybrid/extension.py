@@ -8,7 +8,7 @@ process is made on first use in that process.
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, overload
@@ -17,10 +17,9 @@ from flask import Blueprint, Flask, current_app, has_app_context, session
 from flask.json.provider import DefaultJSONProvider
 
 from hybrid.audience import Audience, Identity
-from hybrid.bus import Receipt
 from hybrid.config import Settings
 from hybrid.errors import NotReady
-from hybrid.events import Event, make_event
+from hybrid.events import Event, make_event, random_id, wish
 from hybrid.instance import Instance, unix_ms
 from hybrid.routes import make_blueprint
 from hybrid.wire import to_json
@@ -83,6 +82,31 @@ class AppState:
                 self._instance = Instance(self.settings)
                 self._instance.start()
             return self._instance
+
+    def event(
+        self,
+        type: str,
+        data: Any,
+        audience: Audience,
+        *,
+        text: str | None = None,
+        new_id: Callable[[], str] = random_id,
+    ) -> Event:
+        """A new event within this app's bounds. Raises `InvalidEvent`."""
+        return make_event(
+            type,
+            data,
+            audience,
+            text=text,
+            at=unix_ms(),
+            max_bytes=self.settings.max_event_bytes,
+            encode=self.encode,
+            new_id=new_id,
+        )
+
+    def wished(self, fields: Mapping[str, Any], *, new_id: Callable[[], str] = random_id) -> Event:
+        """The event that a mapping describes. Raises `InvalidEvent`."""
+        return self.event(*wish(fields), text=fields.get("text"), new_id=new_id)
 
 
 class Hybrid:
@@ -173,8 +197,20 @@ class Hybrid:
         Raises `InvalidEvent` (`EventTooLarge`) for arguments that cannot be sent, `OutboxFull`
         when Redis is away and too much waits for it already, `NotReady` without an app.
         """
+        audience = Audience.of(users, roles, topics)
         state = self._state()
-        return self._send(state, type, data, Audience.of(users, roles, topics), text).id
+        (receipt,) = state.instance().publish([state.event(type, data, audience, text=text)])
+        return receipt.id
+
+    def emit_many(self, events: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Send several events in order and in one step: all are stored, or none.
+
+        Each is what `emit` takes, as a mapping: `{"type": …, "data": …, "users": …}`. Returns
+        their ids. Raises as `emit` does.
+        """
+        state = self._state()
+        made = [state.wished(fields) for fields in events]
+        return [receipt.id for receipt in state.instance().publish(made)]
 
     def events_for(
         self,
@@ -218,20 +254,6 @@ class Hybrid:
         return self._state().instance().disconnect(user)
 
     # -- inside
-
-    def _send(
-        self, state: AppState, type: str, data: Any, audience: Audience, text: str | None
-    ) -> Receipt:
-        event = make_event(
-            type,
-            data,
-            audience,
-            text=text,
-            at=unix_ms(),
-            max_bytes=state.settings.max_event_bytes,
-            encode=state.encode,
-        )
-        return state.instance().publish(event)
 
     def _state(self) -> AppState:
         if has_app_context() and "hybrid" in current_app.extensions:

@@ -9,6 +9,7 @@ import random
 import socket
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from hybrid.audience import Audience
 from hybrid.bus import Bus, Receipt
@@ -40,6 +41,8 @@ class Instance:
         self.emitted: Counter[str] = Counter()
         self.problems: Counter[int] = Counter()
         self.polls = 0
+        self.alone = True
+        """False once it is known that other processes serve the same clients without a bus."""
         log = self._make_log(Cursor(random_id(), 0, ORIGIN))
         self.hub = Hub(
             log,
@@ -91,6 +94,17 @@ class Instance:
     def log(self) -> Log:
         return self.bus.log
 
+    def alerts(self) -> list[str]:
+        """What somebody should look at, in words."""
+        found = []
+        if not self.alone:
+            found.append("several processes, and no bus between them: set HYBRID_URL=redis://…")
+        if self.bus.deaf:
+            found.append("deaf: what is published does not arrive here")
+        elif self.bus.state == "degraded":
+            found.append(f"Redis is out of reach: {self.bus.trouble}")
+        return found
+
     def start(self) -> None:
         """Begin to listen and to deliver; returns within about a second, whatever Redis does."""
         self.hub.start()
@@ -101,16 +115,16 @@ class Instance:
         self.bus.stop()
         self.hub.stop()
 
-    def publish(self, event: Event) -> Receipt:
-        """Store the event and wake who may see it. Raises `OutboxFull`."""
-        receipt = self.bus.publish(event)
-        self.emitted[event.type] += 1
-        return receipt
+    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events, all or none, and wake who may see them. Raises `OutboxFull`."""
+        receipts = self.bus.publish(events)
+        self.emitted.update(event.type for event in events)
+        return receipts
 
     def disconnect(self, user: str) -> int:
         """End a user's streams, here at once and everywhere through the log; how many here."""
         now = unix_ms()
         told = self.hub.kick(user, now)
         order = to_json({"user": user})
-        self.bus.publish(Event(random_id(), "hybrid.disconnect", order, now, NOBODY))
+        self.bus.publish([Event(random_id(), "hybrid.disconnect", order, now, NOBODY)])
         return told

@@ -79,6 +79,7 @@ class Log:
         self._max_events = max_events
         self._max_ms = int(max_seconds * 1000)
         self._entries: dict[int, Entry] = {}
+        self._cursors: dict[str, Cursor] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -94,6 +95,7 @@ class Log:
         cursor = Cursor(self.epoch, offset, event.id)
         entry = Entry(offset, event.at_cursor(cursor))
         self._entries[offset] = entry
+        self._cursors[event.id] = cursor
         self.head = cursor
         self.expire(now)
         return entry
@@ -111,6 +113,16 @@ class Log:
             self.anchor = oldest.event.cursor
             self._dropped_at = max(self._dropped_at, oldest.event.at)
             del self._entries[oldest.offset]
+            self._cursors.pop(oldest.event.id, None)
+
+    def find(self, id: str) -> Cursor | None:
+        """The cursor of the event with this id; None where it is not held (any more)."""
+        return self._cursors.get(id)
+
+    def event_at(self, cursor: Cursor) -> Event | None:
+        """The event at a cursor; None where it is not held."""
+        entry = self._entries.get(cursor.offset)
+        return entry.event if entry is not None and entry.event.cursor == cursor else None
 
     def cursor_at(self, offset: int) -> Cursor | None:
         """The cursor at an offset; None where it is not held (any more)."""

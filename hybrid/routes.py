@@ -3,11 +3,15 @@
 Errors are problem details (RFC 9457). Nothing a client sends may end in a 500.
 """
 
+import base64
+import hashlib
+import hmac
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +21,10 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import hybrid
 from hybrid.audience import MAX_NAME, Audience, Identity, is_name
-from hybrid.bus import begin
+from hybrid.bus import Receipt, begin
 from hybrid.connection import Connection
 from hybrid.errors import EventTooLarge, InvalidEvent, OutboxFull, TooManyConnections
-from hybrid.events import random_id
+from hybrid.events import Event, random_id
 from hybrid.instance import Instance, unix_ms
 from hybrid.log import Reading
 from hybrid.monitor.snapshot import snapshot
@@ -38,6 +42,9 @@ MAX_TOPICS = 100
 MAX_WAIT = 25.0
 """Seconds a long poll may last: some platforms want the first byte within 30."""
 MAX_LIMIT = 1000
+MAX_PUBLISHED = 1000
+"""Events in one POST /publish."""
+MAX_BODY = 16 * 1024 * 1024
 POLL_BYTES = 1024 * 1024
 POLL_WAIT_MS = 5000
 """The delay between two polls that the server suggests."""
@@ -118,6 +125,7 @@ def make_blueprint() -> Blueprint:
     blueprint.add_url_rule("/sse", view_func=sse)
     blueprint.add_url_rule("/polling", view_func=polling)
     blueprint.add_url_rule("/test", view_func=test, methods=["POST"])
+    blueprint.add_url_rule("/publish", view_func=publish, methods=["POST"])
     blueprint.add_url_rule("/monitor", view_func=monitor)
     blueprint.add_url_rule("/client/<filename>", view_func=client_file)
     blueprint.add_url_rule("/health/live", view_func=live)
@@ -149,6 +157,7 @@ def _open_stream() -> Response:
     if request.method == "HEAD":
         return StreamResponse(())
     instance = state.instance()
+    _notice_processes(instance)
     since = request.headers.get("Last-Event-ID") or request.args.get("since")
     start, pending = begin(instance.bus, since, max_replay=state.settings.max_replay_events)
     connection = Connection(
@@ -173,6 +182,7 @@ def polling() -> Response:
     state = _state()
     identity = _identity(state)
     topics = _topics(state, identity)
+    _notice_processes(state.instance())
     wait = _number("wait", 0.0, 0.0, MAX_WAIT)
     limit = int(_number("limit", MAX_LIMIT, 1, MAX_LIMIT, whole=True))
     instance = state.instance()
@@ -268,22 +278,72 @@ def test() -> Response:
         audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
         if not _may_test(state, identity, audience):
             raise Problem(403, "Forbidden", "you may send test events to yourself only")
-        receipt = state.hybrid._send(
-            state, fields.get("type", "test"), fields.get("data"), audience, None
-        )
+        event = state.event(fields.get("type", "test"), fields.get("data"), audience)
+        (receipt,) = state.instance().publish([event])
     except EventTooLarge as error:
         raise Problem(413, "Event too large", str(error)) from error
     except InvalidEvent as error:
         raise Problem(400, "Invalid event", str(error)) from error
     except OutboxFull as error:
         raise Problem(503, "Not stored", str(error), retry_after=FULL_RETRY_AFTER) from error
-    answer = {
-        "id": receipt.id,
-        "cursor": str(receipt.cursor) if receipt.cursor else None,
-        "stored": receipt.stored,
-        "connections": state.instance().hub.held(),
-    }
-    return _json(to_json(answer), 201 if receipt.stored == "log" else 202)
+    return _receipts([receipt], alone=True)
+
+
+def publish() -> Response:
+    """POST /publish: events from other programs."""
+    state = _state()
+    _require_key(state)
+    body = _json_body(state, events=MAX_PUBLISHED)
+    wishes = body if isinstance(body, list) else [body]
+    if not 0 < len(wishes) <= MAX_PUBLISHED:
+        raise Problem(400, "Bad request", f"send 1 to {MAX_PUBLISHED} events")
+    key = request.headers.get("Idempotency-Key")
+    try:
+        # All are made before the first is stored: of a list either all arrive or none.
+        events = [
+            state.wished(fields, new_id=random_id if key is None else partial(_derived, key, place))
+            for place, fields in enumerate(wishes)
+        ]
+        receipts = state.instance().publish(events)
+    except EventTooLarge as error:
+        raise Problem(413, "Event too large", str(error)) from error
+    except InvalidEvent as error:
+        raise Problem(400, "Invalid event", str(error)) from error
+    except OutboxFull as error:
+        raise Problem(503, "Not stored", str(error), retry_after=FULL_RETRY_AFTER) from error
+    if key is not None and any(map(_is_another, events, receipts)):
+        raise Problem(422, "Key used before", "this Idempotency-Key came with other events earlier")
+    return _receipts(receipts, alone=not isinstance(body, list))
+
+
+def _derived(key: str, place: int) -> str:
+    """The id of an event that was sent with a key: the same whenever it is sent again."""
+    digest = hashlib.sha256(f"{place}:{key}".encode()).digest()
+    return base64.urlsafe_b64encode(digest)[:16].decode()
+
+
+def _is_another(event: Event, receipt: Receipt) -> bool:
+    """Whether the log holds something else under the event's id."""
+    kept = _state().instance().log.event_at(receipt.cursor) if receipt.cursor else None
+    return kept is not None and (
+        (kept.type, kept.body, kept.audience) != (event.type, event.body, event.audience)
+    )
+
+
+def _receipts(receipts: Sequence[Receipt], *, alone: bool) -> Response:
+    """What became of the events: 201 if all are in the log, 202 if some wait for it."""
+    connections = _state().instance().hub.held()
+    answers = [
+        {
+            "id": receipt.id,
+            "cursor": str(receipt.cursor) if receipt.cursor else None,
+            "stored": receipt.stored,
+            "connections": connections,
+        }
+        for receipt in receipts
+    ]
+    stored = all(receipt.stored == "log" for receipt in receipts)
+    return _json(to_json(answers[0] if alone else answers), 201 if stored else 202)
 
 
 def monitor() -> Response:
@@ -321,11 +381,12 @@ def ready() -> Response:
     """GET /health/ready: it can take new clients."""
     instance = _state().instance()
     hub = instance.hub
+    _notice_processes(instance)
     if instance.bus.deaf:
         raise Problem(503, "Deaf", instance.bus.trouble, retry_after=FULL_RETRY_AFTER)
     if hub.held() >= hub.max_connections:
         raise Problem(503, "Full", "no connection is free", retry_after=FULL_RETRY_AFTER)
-    return _json('{"status":"ok"}')
+    return _json(to_json({"status": "ok", "alerts": instance.alerts()}))
 
 
 # -- what a request says
@@ -395,23 +456,42 @@ def _number(name: str, default: float, low: float, high: float, *, whole: bool =
     return value
 
 
+def _require_key(state: "AppState") -> None:
+    """Let in who knows the key; without a key there is nothing here."""
+    key = state.settings.publish_key
+    if key is None:
+        raise Problem(404, "Not found", "publishing is off: HYBRID_PUBLISH_KEY is not set")
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
+        problem = Problem(401, "Unauthorized", "send the key: Authorization: Bearer …")
+        problem.headers["WWW-Authenticate"] = "Bearer"
+        raise problem
+
+
 def _json_object(known: set[str], state: "AppState") -> dict[str, Any]:
-    if request.mimetype != "application/json":
-        raise Problem(415, "Unsupported media type", "send application/json")
-    # Twice the event: its data may be spelled with escapes that encoding again removes.
-    request.max_content_length = 2 * state.settings.max_event_bytes + 16 * 1024
-    body = request.get_data(cache=False)
-    if len(body) >= request.max_content_length:  # Werkzeug cuts a chunked body there, silently
-        raise Problem(413, "Content too large", f"at most {request.max_content_length} bytes")
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "Bad request", f"the body is not JSON: {error}") from error
+    fields = _json_body(state)
     if not isinstance(fields, dict):
         raise Problem(400, "Bad request", "the body must be a JSON object")
     if unknown := sorted(fields.keys() - known):
         raise Problem(400, "Bad request", f"unknown field {unknown[0]!r:.60}")
     return fields
+
+
+def _json_body(state: "AppState", events: int = 1) -> Any:
+    """The body's JSON; it may be as large as that many events."""
+    if request.mimetype != "application/json":
+        raise Problem(415, "Unsupported media type", "send application/json")
+    # Twice the event: its data may be spelled with escapes that encoding again removes.
+    request.max_content_length = min(
+        (2 * state.settings.max_event_bytes + 16 * 1024) * events, MAX_BODY
+    )
+    body = request.get_data(cache=False)
+    if len(body) >= request.max_content_length:  # Werkzeug cuts a chunked body there, silently
+        raise Problem(413, "Content too large", f"at most {request.max_content_length} bytes")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "Bad request", f"the body is not JSON: {error}") from error
 
 
 def _require_same_origin() -> None:
@@ -454,6 +534,19 @@ def _require_streaming() -> None:
         "this server cannot hold a stream without blocking everybody else; poll instead",
         retry_after=600,
     )
+
+
+def _notice_processes(instance: Instance) -> None:
+    """Say it loudly when several processes serve without a bus between them."""
+    if request.environ.get("wsgi.multiprocess") and not instance.alone:
+        return
+    if request.environ.get("wsgi.multiprocess") and instance.settings.url == "memory://":
+        instance.alone = False
+        logger.error(
+            "this server has several processes and HYBRID_URL is memory://: each has a log of its"
+            " own, and an event reaches only the clients of the process that emitted it. Fix: set"
+            " HYBRID_URL=redis://…, or run one worker"
+        )
 
 
 def _warn_once_that_streams_are_off() -> None:

@@ -194,7 +194,7 @@ class Stage:
             max_bytes=1 << 20,
             encode=to_json,
         )
-        self.bus.publish(event)
+        self.bus.publish([event])
         return event
 
     def connect(

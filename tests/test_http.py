@@ -389,9 +389,9 @@ def test_the_monitor_shows_the_figures(site: Site) -> None:
 
 def test_health_says_whether_there_is_room(make_site: MakeSite) -> None:
     """A balancer sends new clients elsewhere while the process itself is well."""
-    assert make_site().get("/health/ready").get_json() == {"status": "ok"}
+    assert make_site().get("/health/ready").get_json()["status"] == "ok"
     full = make_site(MAX_CONNECTIONS=0)
-    assert full.get("/health/live").get_json() == {"status": "ok"}
+    assert full.get("/health/live").get_json()["status"] == "ok"
     as_problem(full.get("/health/ready"), 503)
 
 

@@ -3,6 +3,7 @@
 A bus owns positions: it alone appends to the log, and it rings the hub's doorbell when it has.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -69,10 +70,11 @@ class Bus(Protocol):
         """Whether the shared log is in reach."""
         ...
 
-    def publish(self, event: Event) -> Receipt:
-        """Store the event, or say that it could not be: never a success for what is lost.
+    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events, all or none, or say that they could not be.
 
-        Raises `OutboxFull` when it can be neither stored nor kept.
+        An event whose id the log holds already stays as it is. Raises `OutboxFull` when it can
+        be neither stored nor kept.
         """
         ...
 

@@ -1,7 +1,7 @@
 """The bus of one process: its log is the only one there is."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from hybrid.bus import Local, Receipt
@@ -32,10 +32,15 @@ class MemoryBus:
     def stop(self) -> None:
         """Nothing is to be stopped."""
 
-    def publish(self, event: Event) -> Receipt:
-        with self._lock:
-            entry = self.log.append(event, self._clock())
-        if event.type.startswith(CONTROL):
-            self._local.control(event)
+    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+        receipts = []
+        for event in events:
+            with self._lock:
+                cursor = self.log.find(event.id)
+                if cursor is None:
+                    cursor = self.log.append(event, self._clock()).event.cursor
+            receipts.append(Receipt(event.id, "log", cursor))
+            if event.type.startswith(CONTROL):
+                self._local.control(event)
         self._local.ring()
-        return Receipt(event.id, "log", entry.event.cursor)
+        return receipts

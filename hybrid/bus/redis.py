@@ -41,7 +41,6 @@ LISTEN = 0.5
 RETRY_BASE, RETRY_CAP = 0.2, 5.0
 STEADY = 5.0
 """Seconds that a connection has to last until the delay before the next one is short again."""
-RECENT = 64
 
 
 class Deaf(redis.RedisError):
@@ -125,32 +124,39 @@ class RedisBus:
 
     # -- emitting
 
-    def publish(self, event: Event) -> Receipt:
-        """Store the event; while Redis is away, keep it. Raises `OutboxFull`."""
+    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store the events, all or none; while Redis is away, keep them. Raises `OutboxFull`."""
         tried = False
         if self.state == "ok":
             try:
-                (stored,) = self._store.publish([event], new_epoch=self._new_id())
+                places = self._store.publish(events, new_epoch=self._new_id())
             except Failure as error:
                 tried = True
                 self._fail(error)
             else:
-                self._take(stored, event)
-                return Receipt(event.id, "log", Cursor(stored.epoch, stored.offset, event.id))
+                for place, event in zip(places, events, strict=True):
+                    self._take(place, event)
+                return [
+                    Receipt(event.id, "log", Cursor(place.epoch, place.offset, event.id))
+                    for place, event in zip(places, events, strict=True)
+                ]
         with self._lock:
-            return self._keep(event, tried=tried)
+            # An event that was tried may be in the log: to refuse it could be a lie. There are
+            # no more of these than emits were under way when Redis went.
+            if len(self._outbox) + len(events) > self._outbox_bound and not tried:
+                raise OutboxFull(
+                    f"Redis is away; {len(self._outbox)} events wait for it, and no more than"
+                    f" {self._outbox_bound} may"
+                )
+            return [self._keep(event) for event in events]
 
-    def _keep(self, event: Event, *, tried: bool) -> Receipt:
+    def _keep(self, event: Event) -> Receipt:
         # A reply that was lost says nothing about the event: it may have come back already.
-        heard = self._recently(event.id)
+        heard = self.log.find(event.id)
         if heard is not None:
             return Receipt(event.id, "log", heard)
-        # An event that was tried may be in the log: to refuse it could be a lie. There are no
-        # more of these than emits were under way when Redis went.
-        if len(self._outbox) >= self._outbox_bound and not tried:
-            raise OutboxFull(
-                f"Redis is away and {self._outbox_bound} events are waiting for it already"
-            )
+        if any(kept.id == event.id for kept in self._outbox):
+            return Receipt(event.id, "outbox", None)
         self._outbox.append(event)
         if not self._flushing:
             self._local.provisional(event)
@@ -160,16 +166,6 @@ class RedisBus:
             self._degrade("an event was left in the outbox")
         return Receipt(event.id, "outbox", None)
 
-    def _recently(self, id: str) -> Cursor | None:
-        last = self.log.last
-        for offset in range(last, max(-1, last - RECENT), -1):
-            cursor = self.log.cursor_at(offset)
-            if cursor is None:
-                return None
-            if cursor.id == id:
-                return cursor
-        return None
-
     # -- taking in
 
     def _take(self, stored: Stored, event: Event) -> str:
@@ -177,12 +173,16 @@ class RedisBus:
         with self._lock:
             what = place(self.log, stored.epoch, stored.offset, stored.prev or "", event.id)
             if what == "next":
-                self.log.append(event, self._clock())
+                self._append(self.log, event)
         if what == "next":
             if event.type.startswith(CONTROL):
                 self._local.control(event)
             self._local.ring()
         return what
+
+    def _append(self, log: Log, event: Event) -> None:
+        # The clocks of other hosts may be wrong: an event is not to expire as it arrives.
+        log.append(event, min(event.at, self._clock()))
 
     def _hear(self, message: str) -> None:
         """A message of the channel."""
@@ -190,7 +190,7 @@ class RedisBus:
         if kind != "e":
             return  # of a later version
         epoch, offset, prev, id, text = rest.split(" ", 4)
-        event = decode(id, text)
+        event = decode(id, text, self._clock())
         if self._take(Stored(epoch, int(offset), prev), event) == "sync":
             self._catch_up()
 
@@ -224,7 +224,7 @@ class RedisBus:
         while page.verdict == "ok" and page.entries:
             for offset, prev, event in page.entries:
                 if place(log, log.epoch, offset, prev, event.id) == "next":
-                    log.append(event, self._clock())
+                    self._append(log, event)
                     if event.type.startswith(CONTROL):
                         controls.append(event)
             page = self._store.read(log.head)

@@ -9,6 +9,7 @@ Ruled by docs/redis.md, which is also for programs that write to the log themsel
 
 import json
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ class Page:
 
 
 class Store:
-    """The shared log of one namespace. Thread-safe; fork-safe as long as it is made after.
+    """The shared log of one namespace. Thread-safe and fork-safe.
 
+    `max_events` and `max_seconds` bound it; without them it stays as the application has it.
     All methods raise `redis.RedisError` or `OSError` when Redis is out of reach, within about
     twice `timeout` seconds.
     """
@@ -69,8 +71,8 @@ class Store:
         url: str,
         namespace: str,
         *,
-        max_events: int,
-        max_seconds: float,
+        max_events: int | None = None,
+        max_seconds: float | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
         self.url = url
@@ -79,7 +81,10 @@ class Store:
         base = f"{{{namespace}}}"
         self.keys = (f"{base}:log", f"{base}:meta", f"{base}:ids")
         self.channel = f"{base}:events"
-        self._bounds = (max_events, int(max_seconds * 1000))
+        self._bounds = (
+            "" if max_events is None else max_events,
+            "" if max_seconds is None else int(max_seconds * 1000),
+        )
         self.client = connect(url, timeout=timeout)
         self._publish, self._read, self._probe = (
             self.client.register_script((LUA / f"{name}.lua").read_text())
@@ -107,6 +112,7 @@ class Store:
     def read(self, position: Cursor | None) -> Page:
         """What follows `position`; None begins at the oldest entry."""
         after = ("", 0, "") if position is None else (position.epoch, position.offset, position.id)
+        now = time.time_ns() // 1_000_000
         verdict, *rest = self._read(keys=self.keys[:2], args=[*after, PAGE])
         if not rest:
             return Page(verdict, None, ())
@@ -115,7 +121,7 @@ class Store:
             verdict,
             Cursor(epoch, int(offset), id),
             [
-                (int(place), prev, decode(id, text))
+                (int(place), prev, decode(id, text, now))
                 for place, prev, id, text in zip(*[iter(fields)] * 4, strict=True)
             ],
         )
@@ -156,8 +162,8 @@ def encode(event: Event) -> str:
     return f'{{"type":{to_json(event.type)},"{kind}":{body},{to_json(rest)[1:]}'
 
 
-def decode(id: str, text: str) -> Event:
-    """The event that is stored under an id.
+def decode(id: str, text: str, now: int) -> Event:
+    """The event that is stored under an id; one without a time is taken as of `now` (Unix ms).
 
     Other programs write to the log too: what is no event becomes one that nobody sees, since
     its place in the log cannot be left out.
@@ -173,9 +179,9 @@ def decode(id: str, text: str) -> Event:
             raise InvalidEvent("text must be a string")
         body.encode()
         audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
-        return Event(id, type, body, int(fields["at"]), audience, is_text)
+        return Event(id, type, body, int(fields.get("at", now)), audience, is_text)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, InvalidEvent):
-        return Event(id, "hybrid.invalid", "null", 0, Audience.of(users=()))
+        return Event(id, "hybrid.invalid", "null", now, Audience.of(users=()))
 
 
 # -- how to reach Redis

@@ -64,6 +64,7 @@ def snapshot(instance: Instance) -> dict[str, Any]:
             "bus_trouble": instance.bus.trouble,
             "deaf": instance.bus.deaf,
             "outbox": instance.bus.waiting,
+            "alerts": instance.alerts(),
             "url": told(instance.settings.url),
         },
     }

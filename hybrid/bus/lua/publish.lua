@@ -2,12 +2,12 @@
 -- log holds is not stored again.
 --
 -- KEYS  1 log (stream)  2 meta (hash: epoch, offset, id of the newest event)  3 ids (hash)
--- ARGV  1 channel  2 epoch, should a new log begin  3 events kept  4 milliseconds kept
+-- ARGV  1 channel  2 epoch, should a new log begin  3 events kept  4 milliseconds kept (both
+--       may be '': what the application has said, or 10000 and an hour)
 --       then for each event: its id, its JSON
 -- Answer: epoch, then for each event: offset, id of its predecessor ('' for a repeat)
 
 local log, meta, ids = KEYS[1], KEYS[2], KEYS[3]
-local max_events, max_ms = tonumber(ARGV[3]), tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -17,8 +17,10 @@ for i = 5, #ARGV, 2 do
   end
 end
 
-local head = redis.call('HMGET', meta, 'epoch', 'offset', 'id')
+local head = redis.call('HMGET', meta, 'epoch', 'offset', 'id', 'max_events', 'max_ms')
 local epoch, offset, prev = head[1], tonumber(head[2]), head[3]
+local max_events = tonumber(ARGV[3]) or tonumber(head[4]) or 10000
+local max_ms = tonumber(ARGV[4]) or tonumber(head[5]) or 3600000
 local kept = redis.call('XLEN', log)
 if not epoch or (offset > 0 and kept == 0) then
   -- The newest entry is never trimmed: without it this is not the log that meta speaks of.
@@ -49,7 +51,8 @@ for i = 5, #ARGV, 2 do
     prev, kept = id, kept + 1
   end
 end
-redis.call('HSET', meta, 'epoch', epoch, 'offset', string.format('%.0f', offset), 'id', prev)
+redis.call('HSET', meta, 'epoch', epoch, 'offset', string.format('%.0f', offset), 'id', prev,
+  'max_events', max_events, 'max_ms', max_ms)
 
 -- Trim a little with every call; at most this many, so that no call takes long.
 local old, drop = redis.call('XRANGE', log, '-', '+', 'COUNT', 100 + #ARGV), 0
