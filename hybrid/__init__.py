@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from hybrid.errors import HybridError as HybridError
     from hybrid.errors import InvalidEvent as InvalidEvent
     from hybrid.errors import NotReady as NotReady
+    from hybrid.errors import NotStored as NotStored
+    from hybrid.errors import OutboxFull as OutboxFull
     from hybrid.events import Cursor as Cursor
     from hybrid.events import Event as Event
     from hybrid.extension import History as History
     from hybrid.extension import Hybrid as Hybrid
+    from hybrid.publisher import Publisher as Publisher
 
 _HOME = {
     "Audience": "audience",
@@ -34,6 +37,9 @@ _HOME = {
     "Identity": "audience",
     "InvalidEvent": "errors",
     "NotReady": "errors",
+    "NotStored": "errors",
+    "OutboxFull": "errors",
+    "Publisher": "publisher",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - the table above is the one list of names

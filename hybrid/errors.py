@@ -25,5 +25,13 @@ class OutboxFull(HybridError):
     """Redis is away, and as many events as are allowed wait for it: this one was not kept."""
 
 
+class NotStored(HybridError):
+    """Redis could not be reached in time; the events of `ids` may be stored or not."""
+
+    def __init__(self, message: str, ids: list[str]) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
 class TooManyConnections(HybridError):
     """This instance holds as many streams and long polls as it may."""

@@ -20,6 +20,7 @@ from flask.sansio.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import hybrid
+from hybrid import cli
 from hybrid.audience import MAX_NAME, Audience, Identity, is_name
 from hybrid.bus import Receipt, begin
 from hybrid.connection import Connection
@@ -131,6 +132,7 @@ def make_blueprint() -> Blueprint:
     blueprint.add_url_rule("/health/live", view_func=live)
     blueprint.add_url_rule("/health/ready", view_func=ready)
     blueprint.record(_answer_for_the_router)
+    cli.register(blueprint)
     blueprint.register_error_handler(Problem, Problem.answer)
     blueprint.register_error_handler(HTTPException, _http_problem)
     return blueprint

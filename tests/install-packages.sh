@@ -1,11 +1,12 @@
 #!/bin/sh
-# What the tests need of the system: a browser and Node. Installed where this may be done (root on
+# What the tests need of the system: a browser, Node and Redis. Installed where this may be done (root on
 # Debian); otherwise said plainly, and the tests that need it are skipped. Under CI nothing is.
 set -eu
 
 missing=""
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v node >/dev/null || missing="$missing nodejs"
+command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

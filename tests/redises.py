@@ -44,6 +44,20 @@ class RedisServer:
                 stdout=log,
                 stderr=log,
             )
+        self._until_it_answers()
+
+    def sentinel(self, conf: Path) -> None:
+        """Run it as a Sentinel with this configuration."""
+        with (self.folder / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["redis-server", str(conf), "--sentinel", "--port", str(self.port)],
+                stdout=log,
+                stderr=log,
+            )
+        self._until_it_answers()
+
+    def _until_it_answers(self) -> None:
+        assert self.process is not None
         end = time.monotonic() + DEADLINE
         while True:
             assert self.process.poll() is None, (self.folder / "redis.log").read_text()
@@ -101,7 +115,11 @@ class Proxy:
         self.swallow = False
         """Whether answers get lost while the connection looks healthy."""
         self.refuse = False
+        self.deafen = False
+        """Whether subscribers hear nothing any more, while commands are answered."""
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._subscribers: set[tuple[socket.socket, socket.socket]] = set()
+        self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._spawn(self._accept)
 
@@ -115,6 +133,11 @@ class Proxy:
             for sock in pair:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
+
+    def retarget(self, port: int) -> None:
+        """Lead to another server from now on."""
+        self._target = port
+        self.cut()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -147,6 +170,9 @@ class Proxy:
             self._spawn(self._pump, client, server, pair, False)
             self._spawn(self._pump, server, client, pair, True)
 
+    def _silent(self, pair: tuple[socket.socket, socket.socket]) -> bool:
+        return self.swallow or (self.deafen and pair in self._subscribers)
+
     def _pump(
         self,
         source: socket.socket,
@@ -156,9 +182,17 @@ class Proxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if not (answers and self.swallow):
+                if not answers and b"SUBSCRIBE" in data:
+                    self._subscribers.add(pair)
+                if not (answers and self._silent(pair)):
                     sink.sendall(data)
         for sock in pair:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        self._pairs.discard(pair)
+        with self._lock:
+            # The second of the two directions to end closes both.
+            if pair in self._pairs:
+                self._pairs.discard(pair)
+                return
+        for sock in pair:
+            sock.close()

@@ -26,6 +26,8 @@ ROOMS = [
     "config",
     "instance",
     "monitor",
+    "publisher",
+    "cli",
     "routes",
     "extension",
 ]

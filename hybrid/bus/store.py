@@ -198,12 +198,13 @@ def connect(url: str, *, timeout: float = TIMEOUT) -> "redis.Redis":
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
-        "socket_keepalive": True,
         "health_check_interval": 0,  # it sends a PING and never looks for the answer
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": True,
         "client_name": "flask-hybrid",
     }
+    if parts.scheme != "unix":
+        options["socket_keepalive"] = True
     try:
         if parts.scheme.endswith("+sentinel"):
             return _by_sentinel(url, options, timeout)
