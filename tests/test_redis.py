@@ -525,20 +525,20 @@ def test_r32_r68_a_promoted_replica_that_lost_the_tail_is_a_gap(
     """Acknowledged by a master that died before its replica heard: told, not hidden."""
     replica = stack.enter_context(redis_server(tmp_path / "replica"))
     # What the workers see as Redis is an address that changes hands.
-    proxy = Proxy(server.port)
+    proxy, link = Proxy(server.port), Proxy(server.port)
     stack.callback(proxy.close)
+    stack.callback(link.close)
     with replica.client() as follower:
-        follower.replicaof("127.0.0.1", server.port)
+        follower.replicaof("127.0.0.1", link.port)
         one, other = start(proxy.url), start(proxy.url)
         one.emit(5)
         one.until(lambda: follower.xlen(f"{{{NAMESPACE}}}:log") == 5, "the replica does not follow")
         common = one.bus.log.head
-        replica.stop()
+        link.swallow = True
         one.emit(3)
         agree(one, other, count=8)
         lost_one = one.bus.log.head
         server.kill()
-        replica.go_on()
         follower.execute_command("REPLICAOF", "NO", "ONE")
     proxy.retarget(replica.port)
     for worker in (one, other):
