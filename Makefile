@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HOST ?= 127.0.0.1
 export PORT ?= 8000
 
-.PHONY: run test packages lint types js unit bench clean
+.PHONY: run test packages lint types js unit docs bench soak chaos clean fresh
 
 # Serve the demo: gunicorn with gevent, in memory, no Redis, no Node.
 run: $(VENV)/.run
@@ -28,11 +28,33 @@ types: $(VENV)/.test
 js:
 	@sh tests/js.sh
 
-unit: $(VENV)/.test
-	$(BIN)/python -m pytest
+# Three processes on two cores: most tests wait for a server, a browser or a timer.
+unit: $(VENV)/.test $(VENV)/.versions
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# The documentation as a site, in build/docs; what the code says of itself is written anew.
+docs: $(VENV)/.test
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
+
+# Ten minutes of everything that can go wrong with Redis, and ten thousand histories without it.
+chaos: $(VENV)/.test
+	CHAOS=600 HISTORIES=10000 $(BIN)/python -m pytest -s tests/test_chaos.py tests/test_shared.py
+	EVENTS=20000 MEGABYTES=150 $(BIN)/python -m pytest -s tests/test_client_chaos.py
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/fanout.py
+	@sh benchmarks/peers/install.sh
+	$(BIN)/python -m benchmarks
+	PYTHONPATH=. $(BIN)/python benchmarks/bus.py
+
+# Twenty minutes of 2,000 streams that come and go: memory flat, no descriptor left, nothing lost.
+soak: $(VENV)/.test
+	$(BIN)/python -m benchmarks.soak
+
+# A fresh clone in an empty directory runs both commands. Minutes: everything is installed anew.
+fresh:
+	@sh tests/fresh_clone.sh
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +66,11 @@ $(VENV)/.run: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --group test
+	@touch $@
+
+# Other versions of Redis, Valkey and redis-py, to hold the bus against.
+$(VENV)/.versions: tests/versions.txt tests/install-versions.sh | $(VENV)/bin/python
+	@sh tests/install-versions.sh $(BIN)/python $(VENV)/versions
 	@touch $@
 
 clean:

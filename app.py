@@ -111,6 +111,9 @@ USERS = {
 }
 
 
+NAMES = {user.id: user.name for user in USERS.values()}
+
+
 def logged_in() -> User | None:
     """The user of this request, None when nobody is logged in."""
     return USERS.get(session.get("user", ""))
@@ -131,6 +134,13 @@ def identify() -> Identity | None:
     """Who opens a stream or polls; nobody does without having logged in."""
     user = logged_in()
     return Identity(user.id, roles={user.role}) if user else None
+
+
+@realtime.authorize
+def may_read(identity: Identity, topic: str) -> bool:
+    """The topics carry what the dashboard shows, as HTML: one's own reports, or all of them."""
+    decides = not identity.roles.isdisjoint({"manager", "admin"})
+    return topic == f"html:{identity.user}" or (topic == "html:all" and decides)
 
 
 @realtime.can_monitor
@@ -267,6 +277,15 @@ def close_database(_error: BaseException | None) -> None:
         db.close()
 
 
+def visible_reports(user: User) -> list[Report]:
+    """The reports that the user may see, newest first."""
+    rows = database().execute(
+        "SELECT * FROM report WHERE ? OR author = ? ORDER BY submitted_at DESC, id DESC LIMIT ?",
+        (user.decides, user.id, MAX_REPORTS),
+    )
+    return [dict(row) for row in rows]
+
+
 def find_report(number: int) -> Report:
     """One report; 404 when there is none."""
     row = database().execute("SELECT * FROM report WHERE id = ?", (number,)).fetchone()
@@ -285,13 +304,61 @@ def unix_ms() -> int:
 @pages.get("/")
 def dashboard() -> str | AnyResponse:
     """The dashboard, or the way to log in."""
+    return page("dashboard.html")
+
+
+@pages.get("/react")
+def react() -> str | AnyResponse:
+    """The same dashboard in React."""
+    return page("react.html")
+
+
+@pages.get("/examples/htmx")
+def htmx() -> str | AnyResponse:
+    """The reports by htmx and its SSE extension, without a script of our own."""
+    cursor = realtime.cursor()  # before the rows, as always
+    user = logged_in()
+    topic = f"html:{'all' if user and user.decides else user and user.id}"
+    reports = user and visible_reports(user)
+    return page("htmx.html", cursor=cursor, topic=topic, reports=reports)
+
+
+@pages.get("/examples/htmx/reports")
+def htmx_reports() -> str:
+    """The rows of the htmx page."""
+    user = required()
+    return render_template(
+        "htmx_reports.html", user=user, names=NAMES, reports=visible_reports(user)
+    )
+
+
+@pages.post("/examples/htmx/reports/<int:number>/<any(approved, rejected):status>")
+def htmx_decide(number: int, status: str) -> tuple[str, int]:
+    """Approve or reject from the htmx page; what changes comes as an event."""
+    decide(number, status, "")
+    return "", 204
+
+
+@pages.get("/examples/eventsource")
+def eventsource() -> str | AnyResponse:
+    """What the browser's own EventSource makes of the stream."""
+    return page("eventsource.html", cursor=realtime.cursor())
+
+
+def page(template: str, **context: Any) -> str | AnyResponse:
+    """A page for whoever is logged in, or else the way there."""
     user = logged_in()
     if user is None:
         return redirect(url_for("pages.login"))
-    # The prefix is configurable, so the page has to be told where the blueprint is.
-    prefix = url_for(f"{realtime.blueprint.name}.sse").removesuffix("/sse")
-    names = {each.id: each.name for each in USERS.values()}
-    return render_template("dashboard.html", user=user, names=names, realtime=prefix)
+    return render_template(template, user=user, names=NAMES, csp_nonce=csp_nonce, **context)
+
+
+def csp_nonce() -> str:
+    """What allows this response's inline script, the import map, and no other."""
+    if "csp_nonce" not in g:
+        g.csp_nonce = secrets.token_urlsafe(16)
+    nonce: str = g.csp_nonce
+    return nonce
 
 
 @pages.get("/login")
@@ -319,7 +386,7 @@ def log_out() -> AnyResponse:
     user = logged_in()
     session.clear()
     if user is not None:
-        realtime.disconnect(user=user.id)
+        realtime.revoke(user=user.id)
     return redirect(url_for("pages.login"), 303)
 
 
@@ -327,19 +394,11 @@ def log_out() -> AnyResponse:
 
 
 @pages.get("/reports")
+@realtime.snapshot
 def list_reports() -> Response:
     """The reports that the user may see, newest first, and the cursor that goes with them."""
     user = required()
-    # Before the rows: what happens while they are read is then replayed to the page, which may
-    # see a change twice (the version tells) but never misses one.
-    cursor = realtime.cursor()
-    rows = database().execute(
-        "SELECT * FROM report WHERE ? OR author = ? ORDER BY submitted_at DESC, id DESC LIMIT ?",
-        (user.decides, user.id, MAX_REPORTS),
-    )
-    answer = jsonify(user=user.id, reports=[dict(row) for row in rows])
-    answer.headers["X-Realtime-Cursor"] = cursor
-    return answer
+    return jsonify(user=user.id, reports=visible_reports(user))
 
 
 @pages.post("/reports")
@@ -365,19 +424,23 @@ def submit_report() -> tuple[Response, int]:
 @pages.post("/reports/<int:number>/approve")
 def approve_report(number: int) -> Response:
     """Approve a waiting report."""
-    return decide(number, "approved")
+    return jsonify(decide(number, "approved", comment()))
 
 
 @pages.post("/reports/<int:number>/reject")
 def reject_report(number: int) -> Response:
     """Reject a waiting report."""
-    return decide(number, "rejected")
+    return jsonify(decide(number, "rejected", comment()))
 
 
-def decide(number: int, status: str) -> Response:
+def comment() -> str:
+    """What the request says about a decision."""
+    return text(json_object(), "comment", MAX_NOTE)
+
+
+def decide(number: int, status: str, comment: str) -> Report:
     """Approve or reject; 409 when somebody else was quicker."""
     user = required(lambda user: user.decides)
-    comment = text(json_object(), "comment", MAX_NOTE)
     with database() as db:
         changed = db.execute(
             "UPDATE report SET status = ?, comment = ?, decided_by = ?, decided_at = ?,"
@@ -388,7 +451,7 @@ def decide(number: int, status: str) -> Response:
     if not changed:
         abort(409, f"This report has already been {report['status']}.")
     announce(f"report.{status}", report, by=user)
-    return jsonify(report)
+    return report
 
 
 @pages.delete("/reports/<int:number>")
@@ -413,6 +476,10 @@ def announce(event: str, report: Report, *, by: User) -> None:
         realtime.emit(
             event, {**report, "by": by.id}, users=[report["author"]], roles=["manager", "admin"]
         )
+        # The same as HTML, for pages that ask for it by its topic: they have no script to draw it.
+        what, title = event.removeprefix("report."), report["title"]
+        html = render_template("htmx_activity.html", what=what, by=by.name, title=title)
+        realtime.emit("html.activity", text=html, topics=[f"html:{report['author']}", "html:all"])
     except HybridError:
         # The report is stored and the user is to know; dashboards show it when next loaded.
         current_app.logger.exception("%s of report %s was not announced", event, report["id"])
@@ -482,6 +549,10 @@ def protect(answer: Response) -> Response:
     """
     if request.blueprint != realtime.blueprint.name:
         answer.headers.update(SECURITY_HEADERS)
+        if "csp_nonce" in g:
+            policy = SECURITY_HEADERS["Content-Security-Policy"]
+            allowed = policy.replace("script-src", f"script-src 'nonce-{g.csp_nonce}'")
+            answer.headers["Content-Security-Policy"] = allowed
     if request.blueprint == pages.name:
         answer.headers["Cache-Control"] = "no-store"
     return answer
@@ -498,14 +569,13 @@ def serve() -> None:
     if not wanted.isdecimal():
         sys.exit(f"PORT is {wanted!r}; it has to be a number.")
     server = listen(create_app(), int(wanted))
-    gevent.signal_handler(signal.SIGTERM, server.stop)
+    # Not gevent's own signal_handler, which others cannot chain: streams are ended first.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: gevent.spawn(server.stop))
     print(f"Report approvals: http://127.0.0.1:{server.server_port}/")
     print("Be Ada in one window and Mara in a private one.")
     print("Ctrl-C ends it.", flush=True)
-    try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        print()
+    server.serve_forever()
 
 
 def listen(app: Flask, wanted: int) -> "WSGIServer":

@@ -3,7 +3,7 @@
 import os
 
 bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
-# One worker until there is a bus between workers: memory:// knows only its own process.
+# One on memory://, which knows only its own process; as many as there are cores with Redis.
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 worker_class = "gevent"
 # A quarter more than HYBRID_MAX_CONNECTIONS. At this number gunicorn stops accepting and new
@@ -12,9 +12,29 @@ worker_connections = 12_500
 timeout = 60
 graceful_timeout = 10
 keepalive = 5
-# Restarting a worker that holds streams is an outage: it stops accepting at once, and is
-# replaced only when the last stream is gone.
+# A worker that reaches it stops accepting at once and is replaced only when its last request is
+# done. Should it be set all the same, the hook moves its clients on.
 max_requests = 0
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 # Opened by default since gunicorn 25, in the home directory, for anyone of the same user.
 control_socket_disable = True
+
+
+def post_worker_init(worker):  # type: ignore[no-untyped-def] # gunicorn's own name and shape
+    """Let a worker that reaches max_requests say goodbye to its streams."""
+    # Not at the top: the master would keep this version when a reload brings a new one.
+    from hybrid.drain import watch_worker
+
+    watch_worker(worker)
+
+
+def worker_int(worker):  # type: ignore[no-untyped-def] # gunicorn's own name and shape
+    """Let a worker leave once: Ctrl-C reaches it by the terminal, and again by the master.
+
+    The second would break into its goodbyes, and show as a traceback.
+    """
+    if getattr(worker, "interrupted", False):
+        from gevent import GreenletExit
+
+        raise GreenletExit
+    worker.interrupted = True

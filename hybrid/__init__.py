@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from hybrid.errors import OutboxFull as OutboxFull
     from hybrid.events import Cursor as Cursor
     from hybrid.events import Event as Event
-    from hybrid.extension import History as History
     from hybrid.extension import Hybrid as Hybrid
+    from hybrid.history import History as History
     from hybrid.publisher import Publisher as Publisher
 
 _HOME = {
@@ -31,7 +31,7 @@ _HOME = {
     "Cursor": "events",
     "Event": "events",
     "EventTooLarge": "errors",
-    "History": "extension",
+    "History": "history",
     "Hybrid": "extension",
     "HybridError": "errors",
     "Identity": "audience",

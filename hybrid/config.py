@@ -1,6 +1,7 @@
 """The settings: one table of keys, defaults and what is allowed."""
 
 import difflib
+import json
 import os
 import re
 import warnings
@@ -13,12 +14,25 @@ from hybrid.errors import ConfigError
 
 PREFIX = "HYBRID_"
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+SECRET = ("url", "publish_key", "metrics_key", "alert_webhook")
+"""Settings whose values are told to nobody."""
 T = TypeVar("T")
 
 
 def _setting(default: T, doc: str, check: Callable[[Any], T]) -> T:
-    value: T = field(default=default, metadata={"doc": doc, "check": check})
+    value: T = field(default=default, metadata={"doc": doc, "check": check, "off": False})
     return value
+
+
+def _bound(default: T, doc: str, check: Callable[[Any], T]) -> T | None:
+    """A setting that None and the empty string switch off."""
+
+    def checked(value: Any) -> T | None:
+        return None if value is None or value == "" else check(value)
+
+    metadata = {"doc": doc, "check": checked, "off": True}
+    bound: T | None = field(default=default, metadata=metadata)
+    return bound
 
 
 def _text(value: Any) -> str:
@@ -53,6 +67,24 @@ def _prefix(value: Any) -> str:
     if not text.startswith("/") or text.endswith("/"):
         raise ValueError("must start with / and not end with it")
     return text
+
+
+def _webhook(value: Any) -> str | None:
+    if value is None:
+        return None
+    if urlsplit(_text(value)).scheme not in ("http", "https"):
+        raise ValueError("must be an http:// or https:// URL")
+    return str(value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping, or one as JSON")
+    return dict(value)
 
 
 def _flag(value: Any) -> bool:
@@ -90,13 +122,35 @@ def _whole(low: int, high: int) -> Callable[[Any], int]:
 def _seconds(low: float, high: float) -> Callable[[Any], float]:
     def check(value: Any) -> float:
         if isinstance(value, bool) or not low <= (number := float(value)) <= high:
-            raise ValueError(f"must be seconds from {low:g} to {high:g}")
+            raise ValueError(f"must be seconds from {low:g} to {high:.12g}")
         return number
 
     return check
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+RATE = re.compile(
+    "[0-9]{1,9} *(/|per) *([0-9]{1,4} *)?(second|minute|hour|day|month|year)s?", re.IGNORECASE
+)
+
+
+def _rate(value: Any) -> str:
+    text = _text(value)
+    if not all(RATE.fullmatch(part.strip()) for part in re.split("[,;|]", text)):
+        raise ValueError("must be in Flask-Limiter's notation, such as `5 per minute`")
+    return text
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    given = value.split(",") if isinstance(value, str) else list(value)
+    origins = tuple(origin.strip() for origin in given if origin != "")
+    for origin in origins:
+        # `*` and `null` are no origins: with credentials, either would let in every page there is.
+        if not re.fullmatch("https?://[a-z0-9.:_\\[\\]-]+", origin):
+            raise ValueError(f"{origin!r} is no origin, such as https://app.example")
+    return origins
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
     """The settings of one application, checked. Read once, in `init_app`."""
 
@@ -107,8 +161,20 @@ class Settings:
     outbox_events: int = _setting(
         1000, "events that one instance keeps while Redis is away", _whole(0, 1_000_000)
     )
+    outbox_bytes: int = _setting(
+        64 * 1024 * 1024,
+        "bytes of memory that they take at most. An event counts about four times: as it is, and"
+        " as it is sent by each transport",
+        _whole(0, 8 * 1024**3),
+    )
     probe_seconds: float = _setting(
         7.0, "seconds of silence after which the subscription is tried", _seconds(0.1, 600)
+    )
+    frugal: bool = _setting(
+        False,
+        "few commands at rest, where Redis is paid by the command: slower probes and leases, and"
+        " each instance's monitor shows that instance alone. True with Upstash's variables",
+        _flag,
     )
     publish_key: str | None = _setting(
         None, "what POST /publish wants as its bearer key; off without one", _secret
@@ -118,14 +184,59 @@ class Settings:
     history_seconds: float = _setting(
         3600.0, "seconds that the log keeps them", _seconds(1, 30 * 86400)
     )
+    history_bytes: int = _setting(
+        64 * 1024 * 1024,
+        "bytes of memory that the log takes at most, in each process. An event counts about four"
+        " times: as it is, and as it is sent by each transport",
+        _whole(1024 * 1024, 8 * 1024**3),
+    )
     # Under 30: Heroku ends a connection after 55 s of silence, nginx and most load balancers
     # after 60, and one heartbeat may get lost.
     heartbeat_seconds: float = _setting(15.0, "seconds between signs of life", _seconds(0.1, 25))
+    max_age_seconds: float = _setting(
+        3600.0,
+        "seconds after which a stream is moved on, +-20 %, so that new instances get their share;"
+        " 0 is never",
+        _seconds(0, 30 * 86400),
+    )
     stall_seconds: float = _setting(
         30.0, "seconds after which a client that does not read is cut", _seconds(0.1, 3600)
     )
     max_connections: int = _setting(
         10_000, "streams and long polls that one instance holds", _whole(0, 1_000_000)
+    )
+    max_connections_per_user: int | None = _bound(
+        20, "streams of one user, over all instances", _whole(1, 1_000_000)
+    )
+    max_connections_per_ip: int | None = _bound(
+        100, "streams of one address, over all instances", _whole(1, 1_000_000)
+    )
+    limit_user_connections: str | None = _bound(
+        "5 per minute", "streams that a user may begin", _rate
+    )
+    limit_ip_connections: str | None = _bound(
+        "10 per minute", "streams that an address may begin", _rate
+    )
+    limit_user_returns: str | None = _bound(
+        "60 per minute", "streams that a user may go on with by a cursor", _rate
+    )
+    limit_ip_returns: str | None = _bound(
+        "600 per minute", "streams that an address may go on with by a cursor", _rate
+    )
+    limit_user_events: str | None = _bound(
+        "100 per minute", "events that a user may send in", _rate
+    )
+    limit_ip_events: str | None = _bound(
+        "200 per minute", "events that an address may send in", _rate
+    )
+    limit_polls: str | None = _bound(
+        "300 per minute", "polls of a user, or of an address without one", _rate
+    )
+    trusted_proxies: int = _setting(
+        0, "proxies in front, whose X-Forwarded-For is believed", _whole(0, 10)
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), "origins whose pages may read streams and polls, with credentials", _origins
     )
     max_event_bytes: int = _setting(
         65_536, "bytes of an event's encoded data", _whole(1, 64 * 1024 * 1024)
@@ -138,10 +249,30 @@ class Settings:
         "how a native EventSource is refused: by `status` (which ends it) or by an `event`",
         _choice("status", "event"),
     )
+    monitor_seconds: float = _setting(
+        5.0, "seconds between two records of an instance; 1 while somebody watches", _seconds(1, 10)
+    )
+    metrics_key: str | None = _setting(
+        None, "a bearer key that opens GET /metrics, besides can_monitor", _secret
+    )
+    alert_webhook: str | None = _setting(
+        None, "an http(s) URL to which alerts are posted as JSON", _webhook
+    )
+    alerts: Mapping[str, Any] | None = _setting(
+        None, "rules with other thresholds, by name; null is off", _mapping
+    )
     anonymous: bool = _setting(True, "whether visitors without an identity may connect", _flag)
     direct_writes: bool = _setting(
         True, "whether the pump may write to the server's sockets itself", _flag
     )
+
+    def __repr__(self) -> str:
+        """For tracebacks and debuggers, which are read by more people than may know secrets."""
+        told = (
+            f"{name}={'…' if name in SECRET and getattr(self, name) else repr(getattr(self, name))}"
+            for name in self.__slots__
+        )
+        return f"Settings({', '.join(told)})"
 
     @classmethod
     def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> "Settings":
@@ -161,13 +292,15 @@ class Settings:
             raw = config.get(key, environ.get(key))
             if raw is None and setting.name == "url":
                 raw = url_from(environ)
-            if raw is None:
+            if raw is None and setting.name == "frugal":
+                raw = values.get("url", "") == _upstash(environ)
+            if raw is None and (key not in config or not setting.metadata["off"]):
                 continue
             try:
                 values[setting.name] = setting.metadata["check"](raw)
             except (TypeError, ValueError) as error:
                 # A URL may carry a password, and errors end in logs and on screens.
-                told = "cannot be used" if setting.name in ("url", "publish_key") else f"is {raw!r}"
+                told = "cannot be used" if setting.name in SECRET else f"is {raw!r}"
                 raise ConfigError(f"{key} {told}: {error}") from None
         return cls(**values)
 
@@ -181,6 +314,10 @@ def url_from(environ: Mapping[str, str]) -> str | None:
     for name in ("HYBRID_REDIS_URL", "REDIS_URL"):
         if environ.get(name):
             return environ[name]
+    return _upstash(environ)
+
+
+def _upstash(environ: Mapping[str, str]) -> str | None:
     rest, token = environ.get("UPSTASH_REDIS_REST_URL"), environ.get("UPSTASH_REDIS_REST_TOKEN")
     if rest and token:
         host = urlsplit(rest).hostname or rest

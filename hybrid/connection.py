@@ -2,25 +2,28 @@
 
 A connection is in one of four conditions:
 
-    reading  its own greenlet (or thread) reads the log from `position` and hands frames to
-             the server
-    live     it has seen everything up to the hub's position; the pump writes to it, its own
-             greenlet is parked, and `position` is not kept up
-    ending   `farewell` is set; its greenlet says it and stops
+    reading  it is behind: what it is to be sent is read from the log at `position`, bite by bite
+    live     it has seen everything up to the readers' position, the pump writes to it, and
+             `position` is not kept up
+    ending   `farewell` is set; that is said, and nothing after it
     closed   `closed` names the reason; nothing is written any more
 
-Only one side ever writes: the pump while live, the greenlet otherwise. Where the server gives
-no socket the connection has one that never takes a byte: then every wake-up of the pump makes
-it a reader again, and no second path is needed.
+Its bytes go one of two ways, and never both:
+
+    pushed   the hub owns the socket, the request is over, and the pump writes in every condition
+    pulled   the server's greenlet or thread asks for frames and writes them; it is parked while
+             the connection is live. `send` takes nothing, so every event makes it a reader again
 """
 
+import contextlib
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from _socket import socket as Socket
+from collections.abc import Callable
+from typing import Literal
 
-from hybrid.audience import Identity, visible
+from hybrid.audience import NOBODY, Identity, visible
 from hybrid.events import Event
 
 NEVER = sys.maxsize
@@ -29,23 +32,25 @@ NEVER = sys.maxsize
 Transport = Literal["sse", "polling"]
 
 
-def takes_nothing(_data: bytes, _flags: int) -> int:
-    """Stands in for `socket.send` where there is no socket to write to."""
+def takes_nothing(_data: bytes | memoryview, _flags: int) -> int:
+    """Stands in for `socket.send` where somebody else writes to the socket."""
     return 0
 
 
 class Connection:
-    """See the module's docstring. The hub owns all fields but the greenlet's own gate."""
+    """See the module's docstring. The hub and its readers own all fields but the
+    greenlet's own gate."""
 
     __slots__ = (
-        "__weakref__",
         "_awake",
         "_gate",
-        "_hangup",
-        "_socket",
+        "address",
+        "answer",
+        "asked_at",
         "beat_due",
         "chunked",
         "closed",
+        "credentials",
         "farewell",
         "heard",
         "heard_at",
@@ -59,9 +64,13 @@ class Connection:
         "opened_ms",
         "pending",
         "position",
+        "pushable",
         "rest",
+        "said_bye",
         "send",
         "slot",
+        "socket",
+        "summon",
         "told",
         "topics",
         "transport",
@@ -79,13 +88,20 @@ class Connection:
         opened_at: float,
         opened_ms: int = 0,
         pending: str | None = None,
+        credentials: str = "",
+        address: str = "",
     ) -> None:
         self.id = id
+        self.credentials = credentials
+        """What of its request says who it is; enough to ask again (see `recheck`)."""
+        self.address = address
         self.identity = identity
-        self.topics = topics
+        self.topics = topics or NOBODY  # one empty set for all
         self.transport = transport
         self.opened_at = opened_at
         self.opened_ms = opened_ms
+        self.asked_at = opened_at
+        """When its request came, in seconds of the hub's clock: before who it is was looked up."""
         self.position = position
         self.live_since = NEVER
         self.lost: str | None = None
@@ -95,30 +111,40 @@ class Connection:
         self.heard: tuple[tuple[int, int], ...] = ()
         self.heard_from = self.heard_at = 0
         self.told = 0
-        self.send: Callable[[bytes, int], int] = takes_nothing
-        self.chunked = False
-        self.rest: memoryview | None = None
-        """What is left of a frame that the socket took only in part."""
         self.beat_due = False
         self.writing_since: float | None = None
+        """Since when the bite under way waits for the client to take it."""
+        self.answer: Callable[[Connection, bool], bytes | None] | None = None
+        """Makes a long poll's answer: None as long as there is none, unless it is called with
+        True. What has one is sent that, and nothing else."""
         self.farewell: bytes | None = None
+        self.said_bye = False
         self.leaving = ""
         self.closed: str | None = None
         self.slot = 0
-        self._socket: Any = None
-        self._hangup: Any = None
+        self.socket: Socket | None = None
+        """Our own duplicate of the server's, where it gives one: to watch it, to cut it."""
+        self.pushable = False
+        """Whether that socket could be written to: the framing is known, nothing encrypts."""
+        self.chunked = False
+        self.send: Callable[[bytes | memoryview, int], int] = takes_nothing
+        self.rest: memoryview | None = None
+        """What is left of a frame that the socket took only in part."""
+        self.summon: Callable[[Connection], None] | None = None
+        """Tells the pump that it has something to do here. Only if pushed."""
         # A lock as a gate: a tenth of the memory of threading.Event, for every stream held.
-        self._gate = threading.Lock()
+        self._gate: threading.Lock | None = threading.Lock()
         self._gate.acquire()
         self._awake = False
 
     def sees(self, event: Event) -> bool:
         return visible(event, self.identity, self.topics)
 
-    # -- parking: the greenlet sleeps until the connection needs it
+    # -- waiting until the connection needs something
 
     def park(self, timeout: float | None = None) -> bool:
         """Sleep until woken and no longer live; False when `timeout` seconds passed first."""
+        assert self._gate is not None, "the pump writes to this one: nobody waits here"
         while self._gate.acquire(timeout=-1 if timeout is None else timeout):
             self._awake = False
             if self.live_since == NEVER:
@@ -126,66 +152,34 @@ class Connection:
         return False
 
     def wake(self) -> None:
-        if not self._awake:
+        """It has something to read, to say or to leave. Callable from everywhere."""
+        if self.summon is not None:
+            self.summon(self)
+        elif not self._awake and self._gate is not None:
             self._awake = True
             try:
                 self._gate.release()
             except RuntimeError:
                 pass  # two threads woke it at once: it is awake
 
-    # -- the server's socket, where there is one that can be written to directly
+    # -- the socket
 
-    def attach(self, environ: Mapping[str, Any]) -> None:
-        """Let the pump write to the server's own socket, if that is safe.
+    def push(self, summon: Callable[["Connection"], None]) -> None:
+        """From now on the pump writes, and nobody else; `summon` calls it."""
+        assert self.socket is not None
+        if self.answer is None:
+            self.send = self.socket.send
+        self.summon = summon
+        self._gate = None
 
-        It is with a plain TCP or Unix socket of gevent and a response framed by HTTP/1.x:
-        then the bytes on the wire are known. TLS, HTTP/2 and other servers keep the iterator.
-        """
-        sock: Any = environ.get("gunicorn.socket")
-        if not type(sock).__module__.startswith("gevent._socket"):
-            return
-        protocol = environ.get("SERVER_PROTOCOL")
-        # The native socket below gevent's: its send() never switches greenlets, and after
-        # gunicorn closes the socket it fails, where a bare fd could be somebody else's by then.
-        native = getattr(sock, "_sock", None)
-        if native is None or protocol not in ("HTTP/1.1", "HTTP/1.0"):
-            return
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket = sock
-        self.chunked = protocol == "HTTP/1.1"
-        self.send = native.send
-
-    def write_rest(self) -> None:
-        """Finish the frame that the pump had to leave half written. Blocks this greenlet only."""
-        if self.rest is not None:
-            rest, self.rest = self.rest, None
-            self._socket.sendall(rest)
-
-    def watch(self, on_hangup: Callable[[], None]) -> None:
-        """Call `on_hangup` once when the client closes its side. Needs a socket and gevent."""
-        if self._socket is None or self._hangup is not None:
-            return
-        import gevent
-
-        native = self._socket._sock
-        watcher = gevent.get_hub().loop.io(native.fileno(), 1)
-
-        def readable() -> None:
-            try:
-                gone = native.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-            except BlockingIOError:
-                return
-            except OSError:
-                gone = True
-            # Bytes that a client pipelined stay readable for ever: stop looking, the
-            # heartbeat finds out.
-            watcher.stop()
-            if gone:
-                on_hangup()
-
-        watcher.start(readable)
-        self._hangup = watcher
+    def put(self, data: bytes) -> memoryview | None:
+        """Send what the socket takes now; what it does not. Raises `OSError` for a client gone."""
+        assert self.socket is not None
+        try:
+            sent = self.socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        return memoryview(data)[sent:] if sent < len(data) else None
 
     def cut(self) -> None:
         """Break the transport under a writer that is stuck in it.
@@ -193,16 +187,26 @@ class Connection:
         After a shutdown the blocked write fails with EPIPE, which servers take as a client
         gone; closing the socket under it would be an error in their log.
         """
-        if self._socket is not None:
+        if self.socket is not None:
             try:
-                self._socket._sock.shutdown(socket.SHUT_RDWR)
+                self.socket.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # the client was faster
 
     def release(self) -> None:
-        """Let go of the socket; may be called twice."""
+        """Let go of the socket; may be called twice.
+
+        What was sent still arrives. A server that answers by itself keeps its own descriptor,
+        and with it the client's connection.
+        """
+        if self.summon is not None:
+            self.cut()
+            self.summon = None
         self.send = takes_nothing
-        if self._hangup is not None:
-            self._hangup.stop()
-            self._hangup.close()
-            self._hangup = None
+        sock, self.socket = self.socket, None
+        if sock is not None and self.leaving == "shutdown":
+            # No next request comes in: the server need not wait for one before it goes.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
+        if sock is not None:
+            sock.close()

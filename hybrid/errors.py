@@ -35,3 +35,15 @@ class NotStored(HybridError):
 
 class TooManyConnections(HybridError):
     """This instance holds as many streams and long polls as it may."""
+
+
+class Draining(TooManyConnections):
+    """This instance is about to go: whoever comes now is to come again, to another one."""
+
+
+class TooManyOfOne(TooManyConnections):
+    """A user or an address holds as many streams as one may."""
+
+
+class NoFigures(HybridError):
+    """The figures of the deployment could not be had, and why."""

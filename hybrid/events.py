@@ -1,8 +1,9 @@
 """The event and the cursor: values that are checked once and cannot be wrong afterwards."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha1
 from json import loads
 from secrets import token_urlsafe
 from typing import Any
@@ -16,12 +17,39 @@ RESERVED = CONTROL = "hybrid."
 
 MAX_CURSOR = 256
 ORIGIN = "origin"
-"""Stands for the event id in a cursor at offset 0, before the first event."""
+"""The mark of a cursor at offset 0, before the first event."""
+
+PROOF = 8
+"""Hexadecimal digits."""
 
 MAX_OFFSET = 2**53 - 1
 """What a double, hence JavaScript and Redis' Lua, counts exactly."""
 
-_CURSOR = re.compile(r"([A-Za-z0-9_~-]{1,64})\.(0|[1-9][0-9]{0,15})\.([A-Za-z0-9_~-]{1,64})")
+_CURSOR = re.compile(
+    r"([A-Za-z0-9_~-]{1,64})\.(0|[1-9][0-9]{0,15})\.([A-Za-z0-9_~-]{1,64}(?:\.[0-9a-f]{8})?)"
+)
+
+
+MAX_TOGETHER = 1000
+"""Events that are stored in one step: Redis does nothing else meanwhile."""
+
+_ID = re.compile(r"[A-Za-z0-9_~-]{1,64}")
+
+
+def check_id(id: str) -> str:
+    """The id, if an event can have it; raises `InvalidEvent` otherwise."""
+    if not isinstance(id, str) or not _ID.fullmatch(id):
+        raise InvalidEvent(f"an id has 1 to 64 characters of A-Z a-z 0-9 _ ~ -, not {id!r:.60}")
+    return id
+
+
+def chain(prev: str, id: str) -> str:
+    """What a cursor says of the event with this id whose predecessor's mark is `prev`.
+
+    The script that stores events reckons the same (`publish.lua`).
+    """
+    digest = sha1(f"{prev} {id}".encode(), usedforsecurity=False).hexdigest()
+    return f"{id}.{digest[:PROOF]}"
 
 
 def random_id() -> str:
@@ -34,15 +62,22 @@ class Cursor:
     """A position in the log that carries its own proof.
 
     Epoch and offset alone prove nothing: a log restored from an old copy hands out the same
-    numbers again for other events. The id of the event at that offset tells them apart.
+    numbers again for other events. Nor does the id of the event at that offset, since one whose
+    storing was not answered is stored again under its id, maybe behind other events than before.
+    So `mark` is that id and a digest of all before it: two logs that have the same mark at an
+    offset have the same events up to it.
     """
 
     epoch: str
     offset: int
-    id: str
+    mark: str
 
     def __str__(self) -> str:
-        return f"{self.epoch}.{self.offset}.{self.id}"
+        return f"{self.epoch}.{self.offset}.{self.mark}"
+
+    def next(self, id: str) -> "Cursor":
+        """The position of an event with this id that follows here."""
+        return Cursor(self.epoch, self.offset + 1, chain(self.mark, id))
 
     @classmethod
     def parse(cls, text: str) -> "Cursor | None":
@@ -74,6 +109,12 @@ class Event:
 
     def at_cursor(self, cursor: Cursor) -> "Event":
         return replace(self, cursor=cursor)
+
+
+def check_count(events: Sequence[Event]) -> None:
+    """Raises `InvalidEvent` for more than can be stored in one step."""
+    if len(events) > MAX_TOGETHER:
+        raise InvalidEvent(f"{len(events)} events in one step; no more than {MAX_TOGETHER} may be")
 
 
 def check_type(type: object) -> str:

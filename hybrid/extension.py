@@ -5,108 +5,31 @@ The object itself keeps hooks and nothing of any app: what belongs to an app liv
 process is made on first use in that process.
 """
 
-import os
-import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial, wraps
+from typing import Any, TypeVar
 
-from flask import Blueprint, Flask, current_app, has_app_context, session
+from flask import Blueprint, Flask, Response, current_app, has_app_context, make_response
 from flask.json.provider import DefaultJSONProvider
 
+from hybrid.application import AppState
 from hybrid.audience import Audience, Identity
+from hybrid.auth import scrub_logs
+from hybrid.commit import when_committed
 from hybrid.config import Settings
-from hybrid.errors import NotReady
-from hybrid.events import Event, make_event, random_id, wish
-from hybrid.instance import Instance, unix_ms
+from hybrid.errors import ConfigError, NotReady
+from hybrid.events import check_count
+from hybrid.history import MAX_HISTORY, History, read_history
+from hybrid.hooks import Hooks
+from hybrid.monitor.alerts import rules
+from hybrid.neighbours import follow_logouts, keep_off
 from hybrid.routes import make_blueprint
+from hybrid.routes.access import look_again
+from hybrid.routes.client import TEMPLATE_GLOBALS
 from hybrid.wire import to_json
 
-MAX_HISTORY = 1000
-HISTORY_BYTES = 16 * 1024 * 1024
-
-Identify = Callable[[], Identity | None]
-Authorize = Callable[[Identity, str], bool]
-Permit = Callable[[Identity], bool]
 Hook = TypeVar("Hook", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class History(Sequence[Event]):
-    """Events as `events_for` found them, oldest first, with the position they lead to.
-
-    `gap` names the reason when `since` could not be replayed in full; `more` says that the
-    limit cut the list, and that `cursor` is where to go on.
-    """
-
-    events: tuple[Event, ...]
-    cursor: str
-    gap: str | None = None
-    more: bool = False
-
-    @overload
-    def __getitem__(self, index: int) -> Event: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Event]: ...
-    def __getitem__(self, index: int | slice) -> Event | Sequence[Event]:
-        return self.events[index]
-
-    def __len__(self) -> int:
-        return len(self.events)
-
-
-@dataclass(slots=True)
-class AppState:
-    """What the extension keeps for one app, in `app.extensions["hybrid"]`."""
-
-    hybrid: "Hybrid"
-    settings: Settings
-    encode: Callable[[Any], str]
-    debug: Callable[[], bool]
-    _instance: Instance | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _lock_pid: int = field(default_factory=os.getpid)
-
-    def instance(self) -> Instance:
-        """This process's instance; made, with its pump, when first asked for."""
-        instance = self._instance
-        if instance is not None and instance.pid == os.getpid():
-            return instance
-        if self._lock_pid != os.getpid():
-            # Forked: the parent's lock may be held by a thread that does not exist here.
-            self._lock, self._lock_pid = threading.Lock(), os.getpid()
-        with self._lock:
-            if self._instance is None or self._instance.pid != os.getpid():
-                self._instance = Instance(self.settings)
-                self._instance.start()
-            return self._instance
-
-    def event(
-        self,
-        type: str,
-        data: Any,
-        audience: Audience,
-        *,
-        text: str | None = None,
-        new_id: Callable[[], str] = random_id,
-    ) -> Event:
-        """A new event within this app's bounds. Raises `InvalidEvent`."""
-        return make_event(
-            type,
-            data,
-            audience,
-            text=text,
-            at=unix_ms(),
-            max_bytes=self.settings.max_event_bytes,
-            encode=self.encode,
-            new_id=new_id,
-        )
-
-    def wished(self, fields: Mapping[str, Any], *, new_id: Callable[[], str] = random_id) -> Event:
-        """The event that a mapping describes. Raises `InvalidEvent`."""
-        return self.event(*wish(fields), text=fields.get("text"), new_id=new_id)
 
 
 class Hybrid:
@@ -118,14 +41,12 @@ class Hybrid:
     - `identify()` returns who a request is, or None for 401. Default: Flask-Login's current
       user, else the Flask session's `user_id` or `user`, else anonymous.
     - `authorize(identity, topic)` grants a topic. Default: none.
-    - `can_test(identity)`, `can_monitor(identity)` open those endpoints. Default: debug mode.
+    - `can_test(identity)`, `can_monitor(identity)` open those endpoints, `can_operate(identity)`
+      what can be done in the monitor. Default: debug mode.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        self._identify: Identify = session_identity
-        self._authorize: Authorize = refuse_topic
-        self._can_test: Permit | None = None
-        self._can_monitor: Permit | None = None
+        self._hooks = Hooks()
         self._apps: weakref.WeakSet[Flask] = weakref.WeakSet()
         self.blueprint: Blueprint = make_blueprint()
         """Registered by `init_app`, unless it has been registered by hand before."""
@@ -136,22 +57,28 @@ class Hybrid:
 
     def identify(self, hook: Hook) -> Hook:
         """Decorator: `hook() -> Identity | None` says who the current request is."""
-        self._identify = hook
+        self._hooks.identify = hook
         return hook
 
     def authorize(self, hook: Hook) -> Hook:
         """Decorator: `hook(identity, topic) -> bool` says who may read a topic."""
-        self._authorize = hook
+        self._hooks.authorize = hook
         return hook
 
     def can_test(self, hook: Hook) -> Hook:
         """Decorator: `hook(identity) -> bool` says who may send test events to anyone."""
-        self._can_test = hook
+        self._hooks.can_test = hook
         return hook
 
     def can_monitor(self, hook: Hook) -> Hook:
         """Decorator: `hook(identity) -> bool` says who may read the monitor."""
-        self._can_monitor = hook
+        self._hooks.can_monitor = hook
+        return hook
+
+    def can_operate(self, hook: Hook) -> Hook:
+        """Decorator: `hook(identity) -> bool` says who may act there: end connections, read what
+        an event says. It is asked of those only whom `can_monitor` admits."""
+        self._hooks.can_operate = hook
         return hook
 
     # -- setting up
@@ -168,13 +95,23 @@ class Hybrid:
                 " it where it is needed, or call init_app once"
             )
         settings = Settings.load(app.config)
-        app.extensions["hybrid"] = AppState(
-            self, settings, partial(to_json, default=_json_default(app)), lambda: app.debug
-        )
+        try:
+            rules(settings.alerts or {})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"HYBRID_ALERTS: {error}") from None
+        encode = partial(to_json, default=_json_default(app))
+        state = AppState(self, self._hooks, settings, encode, look_again, weakref.ref(app))
+        app.extensions["hybrid"] = state
+        state.end_with(app)
         self._apps.add(app)
+        scrub_logs(app.name)
         if app.blueprints.get(self.blueprint.name) is not self.blueprint:
             app.register_blueprint(self.blueprint, url_prefix=settings.url_prefix)
-        app.jinja_env.globals["hybrid_cursor"] = self.cursor
+        app.jinja_env.globals.update(TEMPLATE_GLOBALS, hybrid_cursor=self.cursor)
+        keep_off(app, self.blueprint)
+        receiver = follow_logouts(app, lambda user: self.revoke(user=user))
+        if receiver is not None:
+            state.receivers.append(receiver)
 
     # -- sending and reading
 
@@ -199,18 +136,44 @@ class Hybrid:
         """
         audience = Audience.of(users, roles, topics)
         state = self._state()
-        (receipt,) = state.instance().publish([state.event(type, data, audience, text=text)])
+        (receipt,) = state.publish([state.event(type, data, audience, text=text)])
         return receipt.id
 
     def emit_many(self, events: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Send several events in order and in one step: all are stored, or none.
+        """Send several events, at most 1,000, in order and in one step: all are stored, or none.
 
         Each is what `emit` takes, as a mapping: `{"type": …, "data": …, "users": …}`. Returns
         their ids. Raises as `emit` does.
         """
         state = self._state()
         made = [state.wished(fields) for fields in events]
-        return [receipt.id for receipt in state.instance().publish(made)]
+        check_count(made)
+        return [receipt.id for receipt in state.publish(made)]
+
+    def emit_on_commit(
+        self,
+        session: Any,
+        type: str,
+        data: Any = None,
+        *,
+        users: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        topics: Collection[str] | None = None,
+        text: str | None = None,
+    ) -> str:
+        """As `emit`, but sent only when the session's transaction has been committed.
+
+        `session` is SQLAlchemy's, Flask-SQLAlchemy's `db.session` or an `AsyncSession`. Nothing is
+        sent on a rollback, of a savepoint either; the events of a transaction go out together, in
+        order. `data` is encoded now. Returns the event's id.
+
+        Raises `InvalidEvent` and `NotReady` as `emit` does. An `OutboxFull` after the commit is
+        logged: it could not undo it.
+        """
+        state = self._state()
+        event = state.event(type, data, Audience.of(users, roles, topics), text=text)
+        when_committed(session, event, state.publish)
+        return event.id
 
     def events_for(
         self,
@@ -224,26 +187,27 @@ class Hybrid:
 
         `since` is a cursor or Unix milliseconds; None means from the oldest kept.
         """
-        log = self._state().instance().log
-        start = log.resolve("0" if since is None else since)
-        granted = frozenset(topics)
-        reading = log.read(
-            start.cursor.offset,
-            log.last,
-            lambda event: event.audience.admits(identity, granted),
-            max_events=max(1, limit),
-            max_bytes=HISTORY_BYTES,
-        )
-        return History(
-            tuple(entry.event for entry in reading.entries),
-            str(reading.cursor),
-            "overflow" if reading.overflow else start.gap,
-            reading.cursor.offset < log.last,
-        )
+        return read_history(self._state().instance(), identity, since, topics, limit)
 
     def cursor(self) -> str:
         """The log's current position. Read it BEFORE loading a snapshot and send it along."""
         return str(self._state().instance().log.head)
+
+    def snapshot(self, view: Callable[..., Any]) -> Callable[..., Response]:
+        """Decorator for a view whose data a page keeps live: adds `X-Realtime-Cursor`.
+
+        The cursor is read before the view loads anything. What is emitted meanwhile is then
+        replayed to the page, which may be told of a change that it has already, and misses none.
+        """
+
+        @wraps(view)
+        def with_cursor(*arguments: Any, **named: Any) -> Response:
+            cursor = self.cursor()
+            response = make_response(current_app.ensure_sync(view)(*arguments, **named))
+            response.headers["X-Realtime-Cursor"] = cursor
+            return response
+
+        return with_cursor
 
     def disconnect(self, *, user: str) -> int:
         """End every stream of a user, on every instance, with `hybrid.bye` (`kicked`).
@@ -251,7 +215,29 @@ class Hybrid:
         Returns how many there were on this one. Instances that cannot hear of it now do it when
         they can.
         """
-        return self._state().instance().disconnect(user)
+        return self._state().instance().end(user)
+
+    def ticket(self, identity: Identity, *, topics: Collection[str] = ()) -> str:
+        """A ticket for one stream of this identity: `GET /sse?ticket=…`, within 30 seconds, once.
+
+        For clients that can send neither cookies nor headers. Who may have it, and with which
+        topics, is for the caller to decide; `authorize` is not asked. The stream lives for 15
+        minutes at most. Needs the app's `SECRET_KEY`; raises `NotReady` without one.
+        """
+        state = self._state()
+        if not state.secret():
+            raise NotReady("tickets are signed with the app's SECRET_KEY, which is not set")
+        return state.instance().tickets.issue(identity, topics)
+
+    def revoke(self, *, user: str) -> int:
+        """Shut a user out who has logged out or lost their account: as `disconnect`, with
+        `hybrid.bye` (`revoked`).
+
+        It ends what is open, on every instance, and what is about to open with an identity that
+        was looked up before this call. Who comes back is judged by `identify`, so call it after
+        the session or account has been closed. With Flask-Login it is called at each logout.
+        """
+        return self._state().instance().end(user, "hybrid.revoke")
 
     # -- inside
 
@@ -268,22 +254,6 @@ class Hybrid:
             if not apps
             else "this Hybrid serves several apps: use it inside `with app.app_context():`"
         )
-
-
-def session_identity() -> Identity:
-    """The default `identify`: Flask-Login's user, else the session's, else anonymous."""
-    login = getattr(current_app, "login_manager", None)
-    if login is not None:
-        from flask_login import current_user
-
-        return Identity(str(current_user.get_id())) if current_user.is_authenticated else Identity()
-    user = session.get("user_id", session.get("user"))
-    return Identity(str(user)) if isinstance(user, (str, int)) and user != "" else Identity()
-
-
-def refuse_topic(_identity: Identity, _topic: str) -> bool:
-    """The default `authorize`: a topic is closed until the application opens it."""
-    return False
 
 
 def _json_default(app: Flask) -> Callable[[Any], Any] | None:

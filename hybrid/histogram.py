@@ -1,5 +1,6 @@
 """A latency histogram: fixed logarithmic buckets, cheap to fill and to add up."""
 
+from collections.abc import Mapping
 from math import ceil, log2
 
 BUCKETS_PER_DOUBLING = 4
@@ -29,12 +30,24 @@ class Histogram:
 
     def quantile(self, q: float) -> float | None:
         """The upper bound in seconds of the bucket that holds quantile `q` (0..1)."""
-        if not self.total:
-            return None
-        rank = max(1, ceil(q * self.total))
-        seen = 0
-        for bucket, count in enumerate(self.counts):
-            seen += count
-            if seen >= rank:
-                return float(SMALLEST * 2 ** (bucket / BUCKETS_PER_DOUBLING))
-        raise AssertionError("counts do not add up to the total")
+        return quantile(self.sparse(), q)
+
+    def sparse(self) -> dict[int, int]:
+        """The counts that are not zero, by bucket."""
+        return {bucket: count for bucket, count in enumerate(self.counts) if count}
+
+
+def bound(bucket: int) -> float:
+    """The upper bound of a bucket in seconds."""
+    return float(SMALLEST * 2 ** (bucket / BUCKETS_PER_DOUBLING))
+
+
+def quantile(counts: Mapping[int, int], q: float) -> float | None:
+    """`Histogram.quantile` of sparse counts."""
+    rank = max(1, ceil(q * sum(counts.values())))
+    seen = 0
+    for bucket in sorted(counts):
+        seen += counts[bucket]
+        if seen >= rank:
+            return bound(bucket)
+    return None

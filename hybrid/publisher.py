@@ -2,28 +2,32 @@
 
 import os
 import random
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import redis
-
 from hybrid.audience import Audience
-from hybrid.bus.store import Store
+from hybrid.bus.courier import Courier, Errand
+from hybrid.bus.outbox import load
+from hybrid.bus.store import FAILURE, Store, Stored
 from hybrid.config import Settings
 from hybrid.errors import ConfigError, NotStored
-from hybrid.events import Event, make_event, random_id, wish
+from hybrid.events import Event, check_count, check_id, make_event, random_id, wish
 from hybrid.wire import to_json
 
 BUDGET = 1.5
 """Seconds until an emit gives up."""
+JOIN = 1.0
+"""Seconds that `close` waits for a call that is under way."""
 
 
 class Publisher:
     """Puts events into the shared log; imports neither Flask nor gevent.
 
     `url` and `namespace` are those of the application, by default from the same environment
-    variables. Safe to share between threads and to inherit by a fork.
+    variables. Safe to share between threads, whose events travel together, and to inherit by a
+    fork. An emit returns, or raises, within `budget` seconds.
 
         Publisher("redis://localhost").emit("import.done", {"rows": 17}, users=["alice"])
 
@@ -37,6 +41,7 @@ class Publisher:
         *,
         namespace: str | None = None,
         budget: float = BUDGET,
+        max_event_bytes: int | None = None,
         encode: Callable[[Any], str] = to_json,
     ) -> None:
         given = {"HYBRID_URL": url, "HYBRID_NAMESPACE": namespace}
@@ -46,10 +51,13 @@ class Publisher:
                 "a Publisher writes to the log that processes share, and HYBRID_URL is memory://;"
                 " set it to redis://… here and in the application"
             )
-        self._settings = settings
+        self._max_bytes = max_event_bytes or settings.max_event_bytes
         self._store = Store(settings.url, settings.namespace)
         self._budget = budget
         self._encode = encode
+        self._courier: Courier[Sequence[Event], list[Stored]] | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
 
     def emit(
         self,
@@ -76,45 +84,75 @@ class Publisher:
         return event.id
 
     def emit_many(self, events: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Store several events in one step, all or none; returns their ids.
+        """Store several events, at most 1,000, in one step, all or none; returns their ids.
 
         Each is what `emit` takes, as a mapping. Raises as `emit` does.
         """
         made = [self._make(*wish(fields), text=fields.get("text"), id=None) for fields in events]
+        check_count(made)
         if made:
             self._publish(made)
         return [event.id for event in made]
 
     def close(self) -> None:
         """Drop the connections; the next emit makes new ones."""
+        courier, self._courier = self._courier, None
+        if courier is not None and self._pid == os.getpid():
+            courier.stop(JOIN)
         self._store.close()
 
     def _make(
         self, type: str, data: Any, audience: Audience, text: str | None, id: str | None
     ) -> Event:
+        if id is not None:
+            check_id(id)
         return make_event(
             type,
             data,
             audience,
             text=text,
             at=time.time_ns() // 1_000_000,
-            max_bytes=self._settings.max_event_bytes,
+            max_bytes=self._max_bytes,
             encode=self._encode,
-            new_id=lambda: id or random_id(),
+            new_id=random_id if id is None else lambda: id,
         )
 
     def _publish(self, events: list[Event]) -> None:
         end = time.monotonic() + self._budget
         delay = 0.05
         while True:
-            try:
-                self._store.publish(events, new_epoch=random_id())
+            courier = self._here()
+            errand: Errand[Sequence[Event], list[Stored]] = courier.ask(events)
+            if not errand.wait(end - time.monotonic()):
+                courier.withdraw(errand)
+                error: Exception = TimeoutError(f"no answer within {self._budget:g} s")
+            elif errand.error is None:
                 return
-            except (redis.RedisError, OSError) as error:
-                delay = min(1.0, delay * 2) * (0.5 + random.random() / 2)
-                if time.monotonic() + delay > end:
-                    raise NotStored(
-                        f"Redis could not be reached ({error}); emit {events[0].id} again",
-                        [event.id for event in events],
-                    ) from error
-                time.sleep(delay)
+            else:
+                error = errand.error
+                if not isinstance(error, FAILURE):
+                    raise error
+            delay = min(1.0, delay * 2) * (0.5 + random.random() / 2)
+            if time.monotonic() + delay >= end:
+                raise NotStored(
+                    f"Redis could not be reached ({error}); emit {events[0].id} again",
+                    [event.id for event in events],
+                ) from error
+            time.sleep(delay)
+
+    def _here(self) -> Courier[Sequence[Event], list[Stored]]:
+        """This process's courier; a fork does not inherit threads."""
+        if self._pid != os.getpid():
+            self._courier, self._pid, self._lock = None, os.getpid(), threading.Lock()
+        with self._lock:
+            if self._courier is None:
+                self._courier = Courier(
+                    self._store_lists, load=load, lock=threading.RLock(), name="hybrid-publisher"
+                )
+                self._courier.start()
+            return self._courier
+
+    def _store_lists(self, lists: Sequence[Sequence[Event]]) -> list[list[Stored]]:
+        events = [event for each in lists for event in each]
+        places = iter(self._store.publish(events, new_epoch=random_id()))
+        return [[next(places) for _ in each] for each in lists]

@@ -1,72 +1,17 @@
-// The dashboard: a snapshot of the reports, kept live by events.
+// The dashboard: the reports, fetched once and kept live by events.
+
+import { connect } from "flask-hybrid";
+import { createDashboard } from "flask-hybrid/dashboard";
+import { absolute, ago, change, clock, GAPS, METHODS, money, reduce, send, streamSwitch, TIMINGS, totals, VERBS } from "./reports.js";
 
 const page = document.body.dataset;
 const people = JSON.parse(page.people);
 const find = (testid) => document.querySelector(`[data-testid="${testid}"]`);
-const VERBS = { submitted: "submitted", approved: "approved", rejected: "rejected", removed: "deleted" };
-const GAPS = {
-  epoch: "The server was restarted, and what happened meanwhile cannot be replayed.",
-  expired: "This page was away for longer than the server remembers.",
-  too_far: "More has happened than can be replayed.",
-  overflow: "More has happened than this connection could take.",
-};
-const money = new Intl.NumberFormat("en-IE", { style: "currency", currency: "EUR" });
-const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
-const absolute = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 
-const reports = new Map(); // id to report, each in the newest version that was heard of
-const removed = new Set(); // an older event must not bring a report back
-let realtime = null;
+const streams = streamSwitch((on) => (find("block-sse").checked = on));
+const realtime = connect(page.realtime, { name: page.user, fetch: streams.fetch, timings: TIMINGS });
+const reports = createDashboard({ client: realtime, name: page.user, reduce }).at(page.reports);
 let received = 0;
-
-// -- reports
-
-/** Take in a report, unless a newer version is here; returns whether it was news. */
-function learn(report) {
-  const known = reports.get(report.id);
-  if (removed.has(report.id) || (known && known.version >= report.version)) return false;
-  reports.set(report.id, report);
-  return true;
-}
-
-let loads = 0;
-
-/** Fetch the snapshot; of several under way the last that was asked for counts. */
-async function load() {
-  const mine = ++loads;
-  const answer = await fetch(page.reports, { cache: "no-store" });
-  if (answer.status === 401) location.assign(page.login);
-  if (!answer.ok) throw new Error(`The reports could not be loaded (${answer.status}).`);
-  const body = await answer.json();
-  if (mine !== loads) return null;
-  const listed = new Set(body.reports.map((report) => report.id));
-  const newest = Math.max(0, ...listed);
-  for (const id of reports.keys()) {
-    // What is not in the list any more was deleted; what is newer than the list came by an event.
-    if (!listed.has(id) && id <= newest) forget(id);
-  }
-  body.reports.forEach(learn);
-  draw();
-  return answer.headers.get("X-Realtime-Cursor");
-}
-
-function forget(id) {
-  removed.add(id);
-  reports.delete(id);
-}
-
-async function send(method, path, body) {
-  const answer = await fetch(page.reports + path, {
-    method,
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body ?? {}),
-  });
-  if (answer.status === 401) location.assign(page.login);
-  const said = answer.status === 204 ? null : await answer.json().catch(() => null);
-  if (!answer.ok) throw new Error(said?.error ?? `The server answered ${answer.status}.`);
-  return said;
-}
 
 /** Do something with the buttons of `scope` off, and say what went wrong if it did. */
 async function attempt(scope, action) {
@@ -85,12 +30,15 @@ async function attempt(scope, action) {
 // -- drawing
 
 const list = document.querySelector(".rows");
+const touched = []; // reports that are to flash when they are drawn next
 
 function draw() {
+  const { data, error } = reports.get();
+  if (error?.status === 401) location.assign(page.login);
+  if (error) show("problem", `The reports could not be loaded (${error.message}); trying again.`);
+  if (!data) return;
   const wanted = new FormData(filter).get("filter");
-  const shown = [...reports.values()]
-    .filter((report) => !wanted || report.status === wanted)
-    .sort((a, b) => b.submitted_at - a.submitted_at || b.id - a.id);
+  const shown = data.reports.filter((report) => !wanted || report.status === wanted);
   const rows = new Map([...list.children].map((row) => [Number(row.dataset.id), row]));
   for (const [id, row] of rows) {
     if (!shown.some((report) => report.id === id)) row.remove();
@@ -103,20 +51,19 @@ function draw() {
   });
   list.removeAttribute("aria-busy");
   document.querySelector(".board .empty").hidden = shown.length > 0;
-  total();
+  total(data.reports);
+  for (const id of touched.splice(0)) flash(id);
 }
 
-function total() {
+function total(all) {
   let sum = 0;
-  for (const status of ["waiting", "approved", "rejected"]) {
-    const some = [...reports.values()].filter((report) => report.status === status);
-    const cents = some.reduce((all, report) => all + report.cents, 0);
+  for (const [status, { count, cents }] of Object.entries(totals(all))) {
     sum += cents;
-    find(`count-${status}`).textContent = some.length;
+    find(`count-${status}`).textContent = count;
     document.querySelector(`[data-tile="${status}"] .tile-more`).textContent = money.format(cents / 100);
   }
   find("sum").textContent = money.format(sum / 100);
-  document.querySelector('[data-tile="sum"] .tile-more').textContent = `${reports.size} reports`;
+  document.querySelector('[data-tile="sum"] .tile-more').textContent = `${all.length} reports`;
 }
 
 function clone(id) {
@@ -176,14 +123,6 @@ function time(element, ms) {
   element.textContent = ago(ms);
 }
 
-function ago(ms) {
-  const minutes = Math.round((ms - Date.now()) / 60_000);
-  if (minutes > -1) return "just now";
-  if (minutes > -60) return `${-minutes} min ago`;
-  if (minutes > -60 * 24) return relative.format(Math.round(minutes / 60), "hour");
-  return relative.format(Math.round(minutes / 60 / 24), "day");
-}
-
 setInterval(() => {
   for (const element of document.querySelectorAll("time[datetime]")) element.textContent = ago(Date.parse(element.dateTime));
 }, 30_000);
@@ -208,18 +147,12 @@ async function act(row, button) {
     button.setAttribute("aria-expanded", String(!comment.hidden));
     if (!comment.hidden) comment.querySelector("input").focus();
   } else if (action === "remove") {
-    if (await sure(reports.get(id))) {
-      await attempt(row, async () => {
-        await send("DELETE", `/${id}`);
-        forget(id);
-        draw();
-      });
-    }
+    const report = reports.get().data.reports.find((each) => each.id === id);
+    if (await sure(report)) await attempt(row, () => send("DELETE", `${page.reports}/${id}`));
   } else {
-    await attempt(row, async () => {
-      learn(await send("POST", `/${id}/${action}`, { comment: comment.querySelector("input").value }));
-      draw();
-    });
+    // What it changes comes as an event, to this page as to all others.
+    const body = { comment: comment.querySelector("input").value };
+    await attempt(row, () => send("POST", `${page.reports}/${id}/${action}`, body));
   }
 }
 
@@ -237,25 +170,19 @@ find("new-report-form")?.addEventListener("submit", (event) => {
   event.preventDefault();
   const form = event.target;
   attempt(form, async () => {
-    learn(await send("POST", "", Object.fromEntries(new FormData(form))));
+    await send("POST", page.reports, Object.fromEntries(new FormData(form)));
     form.reset();
     form.elements.title.focus();
-    draw();
   });
 });
 
 find("send-test").addEventListener("click", (event) => {
-  attempt(event.target.parentElement, async () => {
-    const answer = await fetch(`${page.realtime}/test`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ type: "test", data: { hello: people[page.user] }, users: [page.user] }),
-    });
-    if (!answer.ok) throw new Error((await answer.json()).detail);
-  });
+  attempt(event.target.parentElement, () =>
+    send("POST", `${page.realtime}/test`, { type: "test", data: { hello: people[page.user] }, users: [page.user] }),
+  );
 });
 
-find("reconnect").addEventListener("click", () => realtime?.reconnect());
+find("reconnect").addEventListener("click", () => realtime.reconnect());
 
 function show(testid, text) {
   const notice = find(testid);
@@ -273,47 +200,19 @@ for (const notice of document.querySelectorAll(".notice button")) {
 
 // -- live
 
-// A switch to watch the fallback with: it is a fetch that knows no streams, as some networks are.
-const blocker = find("block-sse");
-const streams = new Set();
-
-function blockable(url, init = {}) {
-  if (!new Headers(init.headers).get("Accept")?.includes("text/event-stream")) return fetch(url, init);
-  if (blocker.checked) return Promise.reject(new TypeError("streams are blocked by the switch"));
-  const controller = new AbortController();
-  init.signal?.addEventListener("abort", () => {
-    controller.abort();
-    streams.delete(controller);
-  });
-  streams.add(controller);
-  return fetch(url, { ...init, signal: controller.signal });
-}
-
-blocker.addEventListener("change", () => {
-  if (!blocker.checked) return;
-  for (const controller of streams) controller.abort(new TypeError("streams are blocked by the switch"));
-  streams.clear();
-});
+find("block-sse").addEventListener("change", (event) => streams.set(event.target.checked));
 
 function happened(event) {
   received += 1;
   find("received").textContent = received;
   find("last-event").textContent = `${event.type} · ${clock.format(event.at ?? Date.now())}`;
-  const what = event.type.split(".")[1];
-  const ours = event.type.startsWith("report.") && what in VERBS;
+  const { what = "other", by, report } = change(event) ?? {};
   tell(
-    ours
-      ? `${people[event.data.by] ?? event.data.by} ${VERBS[what]} “${event.data.title}”`
-      : `A ${event.type} event for ${people[page.user]}`,
-    ours ? what : "other",
+    report ? `${people[by] ?? by} ${VERBS[what]} “${report.title}”` : `A ${event.type} event for ${people[page.user]}`,
+    what,
     event,
   );
-  if (!ours) return;
-  const { by: _, ...report } = event.data;
-  if (what === "removed") forget(report.id);
-  else learn(report);
-  draw();
-  flash(report.id);
+  if (report) touched.push(report.id);
 }
 
 function tell(text, what, { at, method }) {
@@ -330,8 +229,7 @@ function tell(text, what, { at, method }) {
 
 function showState() {
   const { isConnected, activeMethod, error, retryAt, bus, stopped } = realtime.state;
-  const names = { sse: "SSE", polling: "Polling" };
-  find("method").textContent = isConnected ? names[activeMethod] : stopped ? "Stopped" : "Connecting…";
+  find("method").textContent = isConnected ? METHODS[activeMethod] : stopped ? "Stopped" : "Connecting…";
   document.querySelector(".pill").dataset.method = activeMethod ?? "none";
   find("bus").textContent = bus ?? "–";
   const seconds = retryAt ? Math.max(0, Math.round((retryAt - Date.now()) / 1000)) : 0;
@@ -341,29 +239,12 @@ function showState() {
   if (error?.status === 401) location.assign(page.login);
 }
 
-async function gap({ reason }) {
+realtime.subscribe(showState);
+realtime.on("*", happened);
+realtime.on("gap", ({ reason }) => {
   const why = GAPS[reason] ?? "The server could not say what happened in the meantime.";
-  try {
-    await load();
-    show("gap-notice", `${why} The list was loaded again, so it is up to date.`);
-  } catch (error) {
-    show("gap-notice", `${why} Load the page again to be up to date.`);
-    show("problem", error.message);
-  }
-}
-
-try {
-  const [{ connect }, cursor] = await Promise.all([import(page.client), load()]);
-  realtime = connect(page.realtime, {
-    cursor, // what happens from the snapshot on is replayed: nothing falls in between
-    fetch: blockable,
-    // Shorter than the defaults, so that one can watch.
-    timings: { base: 400, cap: 5000, poll: 2000, probe: 3000, probeMax: 15_000 },
-  });
-  realtime.subscribe(showState);
-  realtime.on("*", happened);
-  realtime.on("gap", gap);
-  setInterval(showState, 1000); // the countdown
-} catch (error) {
-  show("problem", `Live updates could not be started: ${error.message}`);
-}
+  show("gap-notice", `${why} The list is loaded again, so that it is up to date.`);
+});
+reports.subscribe(draw);
+draw();
+setInterval(showState, 1000); // the countdown

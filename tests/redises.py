@@ -10,20 +10,33 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from servers import DEADLINE, free_port
 
+PROGRAM = os.environ.get("REDIS_SERVER", "redis-server")
+"""What is started: other versions are tested by naming them."""
+
 
 class RedisServer:
     """A redis-server of the test's own, in a folder of its own."""
 
-    def __init__(self, folder: Path, *options: str, port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        program: str | Path = PROGRAM,
+        environ: dict[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
         self.folder = folder
-        self.port = port or free_port()
+        self.port = free_port() if port is None else port
         self.options = options
+        self.program = str(program)
+        self.environ = os.environ | (environ or {})
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -36,11 +49,12 @@ class RedisServer:
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *("redis-server", "--port", str(self.port), "--bind", "127.0.0.1"),
+                    *(self.program, "--port", str(self.port), "--bind", "127.0.0.1"),
                     *("--dir", str(self.folder), "--save", "", "--daemonize", "no"),
                     *self.options,
                     *options,
                 ],
+                env=self.environ,
                 stdout=log,
                 stderr=log,
             )
@@ -50,7 +64,7 @@ class RedisServer:
         """Run it as a Sentinel with this configuration."""
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(
-                ["redis-server", str(conf), "--sentinel", "--port", str(self.port)],
+                [self.program, str(conf), "--sentinel", "--port", str(self.port)],
                 stdout=log,
                 stderr=log,
             )
@@ -90,12 +104,12 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
+def redis_server(folder: Path, *options: str, **how: Any) -> Iterator[RedisServer]:
     """A running redis-server; skips where there is none, never under CI."""
-    if shutil.which("redis-server") is None:
+    if shutil.which(PROGRAM) is None:
         assert not os.environ.get("CI"), "no redis-server; under CI nothing is skipped"
         pytest.skip("no redis-server here (on Debian: apt-get install redis-server)")
-    server = RedisServer(folder, *options)
+    server = RedisServer(folder, *options, **how)
     server.start()
     try:
         yield server
@@ -114,6 +128,8 @@ class Proxy:
         self.port = int(self._listener.getsockname()[1])
         self.swallow = False
         """Whether answers get lost while the connection looks healthy."""
+        self.delay = 0.0
+        """Seconds by which answers come later: how far away Redis is."""
         self.refuse = False
         self.deafen = False
         """Whether subscribers hear nothing any more, while commands are answered."""
@@ -184,6 +200,8 @@ class Proxy:
             while data := source.recv(65536):
                 if not answers and b"SUBSCRIBE" in data:
                     self._subscribers.add(pair)
+                if answers:
+                    time.sleep(self.delay)
                 if not (answers and self._silent(pair)):
                     sink.sendall(data)
         for sock in pair:

@@ -2,6 +2,8 @@
 
 import gc
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import greenlet
 from flask import Flask, jsonify, request
@@ -9,7 +11,11 @@ from flask.typing import ResponseReturnValue
 
 from hybrid import Hybrid, Identity
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
 app = Flask(__name__)
+app.secret_key = "for tests"
 realtime = Hybrid()
 
 
@@ -51,13 +57,40 @@ def internals() -> ResponseReturnValue:
         ),
         descriptors=len(os.listdir("/proc/self/fd")),
         held=hub.held(),
-        live=len(hub._index),
-        wheel=sum(map(len, hub._wheel)),
-        early=len(hub._early),
-        keys=len(hub._index._keys),
+        live=len(hub.readers._live.known),
+        wheel=len(hub.wheel),
+        watched=len(hub.sockets._watched),
+        early=len(hub.readers._live.early),
+        keys=len(hub.readers._live.known._keys),
     )
+
+
+class Censored:
+    """A WSGI middleware that changes response bodies."""
+
+    def __call__(self, environ: "WSGIEnvironment", start: "StartResponse") -> Iterator[bytes]:
+        body = app(environ, start)
+        try:
+            for piece in body:
+                yield piece.replace(b"secret", b"......")
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+
+
+censored = Censored()
 
 
 @app.post("/disconnect")
 def disconnect() -> ResponseReturnValue:
     return jsonify(told=realtime.disconnect(user=request.args["user"]))
+
+
+@app.post("/ticket")
+def ticket() -> ResponseReturnValue:
+    return jsonify(ticket=realtime.ticket(Identity(request.args["user"])))
+
+
+@app.post("/revoke")
+def revoke() -> ResponseReturnValue:
+    return jsonify(told=realtime.revoke(user=request.args["user"]))

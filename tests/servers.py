@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,18 +16,45 @@ from typing import Any
 
 import psutil
 
+from hybrid.config import Settings
 from whatwg import Block, Parser
 
 ROOT = Path(__file__).parent.parent
-DEADLINE = 20.0
-"""Seconds after which a test gives up waiting: long, since a shared machine stalls."""
+DEADLINE = 45.0
+"""Seconds after which a test gives up waiting: long, since a shared machine stalls, and reached
+only where something is broken."""
 PREFIX = "/api/realtime"
+
+UNBOUNDED = [
+    "HYBRID_" + name.upper()
+    for name in Settings.__slots__
+    if name.startswith(("limit_", "max_connections_per_"))
+]
+
+
+_reserved: list[socket.socket] = []
+_dice = random.SystemRandom()  # hypothesis seeds the common one
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port on loopback that stays this process' own until it ends, in use or not.
+
+    Below the ports that systems give to outgoing connections, so that a server which is started
+    again finds it free; and held against other test processes by the UDP port of the same number.
+    """
+    while True:
+        port = _dice.randrange(12_000, 22_000)
+        held = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            held.bind(("127.0.0.1", port))
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("127.0.0.1", port))
+        except OSError:
+            held.close()
+        else:
+            _reserved.append(held)
+            return port
 
 
 class Server:
@@ -75,6 +103,27 @@ class Server:
         while not what():
             assert time.monotonic() < end, f"{why}; {self.monitor()}"
 
+    def until_up(self, probe: str = f"{PREFIX}/health/live") -> None:
+        end = time.monotonic() + DEADLINE
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            try:
+                self.call("GET", probe)
+                return
+            except OSError:
+                time.sleep(0.05)  # nothing listens yet: there is nobody to wait for
+
+    def until_nothing_stays(self, before: dict[str, int]) -> None:
+        """Wait until nothing of `internals` is more than before.
+
+        Less may be: what was looked at before may have had a request that was about to end.
+        """
+        self.until(
+            lambda: all(now <= before[name] for name, now in self.internals().items()),
+            f"not {before} again",
+        )
+
     def until_open(self, count: int) -> None:
         self.until(
             lambda: self.monitor()["connections"]["open"] == count, f"never {count} connections"
@@ -101,12 +150,17 @@ def gunicorn(
     port: int | None = None,
     worker: str = "gevent",
     probe: str = f"{PREFIX}/health/live",
+    descriptors: int | None = None,
+    wait: bool = True,
     **settings: str | float,
 ) -> Iterator[Server]:
     """gunicorn serving the tests' application; `settings` become HYBRID_ variables."""
     port = port or free_port()
     environ = {key: value for key, value in os.environ.items() if not key.startswith("HYBRID_")}
+    # A test opens thousands of streams from one address. An empty setting is none.
+    environ |= dict.fromkeys(UNBOUNDED, "")
     environ |= {f"HYBRID_{name.upper()}": str(value) for name, value in settings.items()}
+    limits = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with log.open("a") as output:
         process = subprocess.Popen(
@@ -120,24 +174,35 @@ def gunicorn(
             stderr=output,
             text=True,
         )
+    if descriptors is not None:
+        # before it has loaded anything: its workers inherit the limit
+        psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE, (descriptors, limits[1]))
     server = Server(process, port, log)
     try:
-        end = time.monotonic() + DEADLINE
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            try:
-                server.call("GET", probe)
-                break
-            except OSError:
-                time.sleep(0.05)  # nothing listens yet: there is nobody to wait for
+        if wait:
+            server.until_up(probe)
         yield server
     finally:
         for stream in server.streams:
             stream.close()
         if process.poll() is None:
-            process.send_signal(signal.SIGQUIT)  # SIGTERM would wait for the open streams
-        process.wait(DEADLINE)
+            _quit(server)
+
+
+def _quit(server: Server) -> None:
+    """SIGQUIT, since SIGTERM would wait for the open streams."""
+    began = time.time()
+    server.process.send_signal(signal.SIGQUIT)
+    try:
+        server.process.wait(DEADLINE)
+    except subprocess.TimeoutExpired:
+        # A worker that is just being forked takes the signal as its parent would, and loses it;
+        # gunicorn waits for it until graceful_timeout. No other may be late.
+        left = psutil.Process(server.process.pid).children()
+        late = [worker for worker in left if worker.create_time() < began - 5]
+        server.kill()
+        if late or not left:
+            raise
 
 
 class RawStream:
@@ -148,6 +213,7 @@ class RawStream:
         port: int,
         query: str = "",
         *,
+        path: str = "/sse",
         version: str = "1.1",
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
@@ -157,7 +223,8 @@ class RawStream:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(DEADLINE)
         self.sock.connect(("127.0.0.1", port))
-        lines = [f"GET {PREFIX}/sse{'?' + query if query else ''} HTTP/{version}"]
+        self.query = query
+        lines = [f"GET {PREFIX}{path}{'?' + query if query else ''} HTTP/{version}"]
         sent = {"Host": "test", "Accept": "text/event-stream, application/problem+json"}
         lines += [f"{name}: {value}" for name, value in (sent | (headers or {})).items()]
         self.sock.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -6,6 +6,7 @@ runs next: at random, from a seed, or as a test says. The clock is the stage's; 
 bounded buffers with a client at the other end that reads when it is told to.
 """
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 
 from hybrid.audience import Audience, Identity
-from hybrid.bus import Bus, begin
+from hybrid.bus import Bus, begin, settle_late
 from hybrid.bus.memory import MemoryBus
 from hybrid.connection import NEVER, Connection
 from hybrid.events import ORIGIN, Cursor, Event, make_event
-from hybrid.hub import WRITES_PER_TURN, Hub
-from hybrid.log import Log
-from hybrid.stream import Stream
-from hybrid.wire import chunk, to_json
+from hybrid.hub import Hub
+from hybrid.log import Claim, Log
+from hybrid.pump import WRITES_PER_TURN, Pump
+from hybrid.sockets import Sockets
+from hybrid.stream import Stream, greeting
+from hybrid.wire import LAST_CHUNK, chunk, to_json
 from whatwg import Block, Parser
 
 
@@ -32,16 +35,29 @@ class Pipe:
         self.buffer = bytearray()
         self.broken = False
         self.sent = 0
+        self.on_room: Callable[[], None] | None = None
+        """Called once when there is room again after a send that found too little."""
+        self._found_too_little = False
 
-    def send(self, data: bytes, _flags: int = 0) -> int:
+    def send(self, data: bytes | memoryview, _flags: int = 0) -> int:
         if self.broken:
             raise BrokenPipeError
         free = self.room - len(self.buffer)
+        self._found_too_little = free < len(data)
         if free <= 0:
             raise BlockingIOError
         self.buffer += memoryview(data)[:free]
         self.sent += min(free, len(data))
         return min(free, len(data))
+
+    def take(self, most: int) -> bytes:
+        """What the client reads."""
+        data = bytes(self.buffer[:most])
+        del self.buffer[:most]
+        if data and self._found_too_little and self.on_room is not None:
+            self._found_too_little = False
+            self.on_room()
+        return data
 
     def sendall(self, data: bytes | memoryview) -> None:
         """Blocks as a server's greenlet would: it comes back when there is room."""
@@ -54,9 +70,11 @@ class Pipe:
     def shutdown(self, _how: int) -> None:
         self.broken = True
 
-    @property
-    def _sock(self) -> "Pipe":
-        return self  # what gevent's sockets keep their native one in
+    def close(self) -> None:
+        pass  # a duplicate of the server's: that one is still open
+
+    def fileno(self) -> int:
+        return -1
 
 
 def _give_way() -> None:
@@ -71,6 +89,7 @@ class StagedConnection(Connection):
     woken = False
 
     def park(self, timeout: float | None = None) -> bool:
+        assert self.summon is None
         while True:
             while not self.woken:
                 _give_way()
@@ -80,9 +99,15 @@ class StagedConnection(Connection):
 
     def wake(self) -> None:
         self.woken = True
+        if self.summon is not None:
+            super().wake()
 
-    def watch(self, on_hangup: Callable[[], None]) -> None:
-        self.on_hangup = on_hangup
+
+class Unwatched(Sockets):
+    """No event loop here: the stage itself says who has gone and where there is room."""
+
+    def watch(self, connection: Connection) -> None:
+        pass
 
 
 class Client:
@@ -103,9 +128,7 @@ class Client:
     def receive(self, most: int) -> None:
         """Read up to `most` bytes from the network and understand the complete blocks."""
         assert self.pipe is not None
-        data = bytes(self.pipe.buffer[:most])
-        del self.pipe.buffer[:most]
-        body = self._unframe(data)
+        body = self._unframe(self.pipe.take(most))
         while body:
             # block by block, so that an id-only one (a heartbeat) is seen as well
             end = body.find(b"\n\n")
@@ -141,6 +164,8 @@ class Stage:
         seed: int = 0,
         *,
         history: int = 10_000,
+        history_seconds: float = 1e9,
+        history_bytes: float = math.inf,
         heartbeat: float = 15.0,
         stall: float = 30.0,
         max_connections: int = 100_000,
@@ -150,22 +175,28 @@ class Stage:
         self.random = random.Random(seed)
         self.now = 0.0
         self.history = history
+        self.history_seconds = history_seconds
+        self.history_bytes = history_bytes
         log = self.make_log(Cursor("stage", 0, ORIGIN))
         self.hub = Hub(
             log,
             heartbeat=heartbeat,
-            stall=stall,
             max_connections=max_connections,
             clock=lambda: self.now,
             wall=self.wall,
             random=self.random.random,
             pause=_give_way,
+        )
+        self.hub.sockets = Unwatched(self.hub.hung_up, self.hub._summon)
+        self.pump = Pump(
+            self.hub,
+            stall=stall,
             writes_per_turn=writes_per_turn,
         )
         self.bus: Bus = (
             make_bus(self, log) if make_bus else MemoryBus(log, self.hub, clock=self.wall)
         )
-        self.pump = greenlet(self._pump)
+        self.pumping = greenlet(self._pump)
         self.servers: dict[Client, greenlet] = {}
         self.streams: dict[Client, Stream] = {}
         self.connected = 0
@@ -178,7 +209,13 @@ class Stage:
         return self.bus.log
 
     def make_log(self, start: Cursor) -> Log:
-        return Log(start.epoch, max_events=self.history, max_seconds=1e9, start=start)
+        return Log(
+            start.epoch,
+            max_events=self.history,
+            max_seconds=self.history_seconds,
+            max_bytes=self.history_bytes,
+            start=start,
+        )
 
     def wall(self) -> int:
         return int(self.now * 1000)
@@ -200,7 +237,10 @@ class Stage:
     def connect(
         self, client: Client, *, room: int = 1 << 20, direct: bool = True, chunked: bool = True
     ) -> Connection:
-        """Open a stream for the client from its cursor, as the endpoint does."""
+        """Open a stream for the client from its cursor, as the endpoint does.
+
+        `direct`: the hub takes it over after the first bytes, as under gunicorn with gevent.
+        """
         start, pending = begin(self.bus, client.cursor, max_replay=None)
         self.connected += 1
         connection = StagedConnection(
@@ -211,46 +251,55 @@ class Stage:
             transport="sse",
             opened_at=self.now,
             opened_ms=self.wall(),
-            pending=pending,
         )
-        self.hub.open(connection)
-        stream = Stream(self.hub, connection, start, self.bus.state)
+        self.meanwhile()
+        start = self.hub.open(connection, Claim(client.cursor, certain=pending is None))
+        stream = Stream(self.hub, connection, greeting(self.hub, connection, start, self.bus.state))
+        settle_late(self.bus, self.hub, start)
         client.pipe = pipe = Pipe(room)
         client.chunked = chunked
         client.raw.clear()
         client.parser = Parser()
         if direct:
-            connection.send = pipe.send
             connection.chunked = chunked
-            connection._socket = pipe
+            connection.pushable = stream._outermost = True
+            connection.socket = pipe  # type: ignore[assignment]  # as much of one as is needed
+            pipe.on_room = lambda: self.hub._summon(connection)
         self.streams[client] = stream
         self.servers[client] = greenlet(lambda: self._serve(stream, pipe, chunked))
         return connection
+
+    def meanwhile(self) -> None:
+        """What others do while a client's slot is asked for, which is a call to Redis."""
 
     def hang_up(self, client: Client) -> None:
         """The client vanishes; the server learns it from its socket."""
         assert client.pipe is not None
         client.pipe.broken = True
-        connection = self.streams[client].connection
-        if isinstance(connection, StagedConnection) and hasattr(connection, "on_hangup"):
-            connection.on_hangup()
+        self.hub.hung_up(self.streams[client].connection)
 
     def step_server(self, client: Client) -> None:
-        """Let the greenlet that serves the client run until it would block."""
+        """Let the greenlet that serves the client, if it has one still, run until it would block.
+
+        `servers` keeps it until the stream has ended, whoever writes to it.
+        """
         server = self.servers.get(client)
-        if server is not None:
+        if server is None:
+            return
+        if not server.dead:
             server.switch()
-            if server.dead:
-                del self.servers[client]
+        connection = self.streams[client].connection
+        if server.dead and (connection.summon is None or connection.closed is not None):
+            del self.servers[client]
 
     def step_pump(self) -> None:
         """Let the pump run until its next pause."""
-        self.pump.switch()
+        self.pumping.switch()
 
     def settle(self, clients: list[Client]) -> None:
         """Run everything until nothing moves any more; clients read all there is."""
         before = None
-        while (now := self._moved(clients)) != before or self.hub.position < self.log.last:
+        while (now := self._moved(clients)) != before or self.hub.behind:
             before = now
             for client in clients:
                 self.step_server(client)
@@ -268,8 +317,8 @@ class Stage:
 
     def _pump(self) -> None:
         while True:
-            self.hub.step()
-            self.hub.beat()
+            self.pump.step()
+            self.pump.beat()
             _give_way()
 
     def _serve(self, stream: Stream, pipe: Pipe, chunked: bool) -> None:
@@ -277,8 +326,11 @@ class Stage:
         try:
             for frames in stream:
                 pipe.sendall(chunk(frames) if chunked else frames)
+            if chunked:
+                pipe.sendall(LAST_CHUNK)
         except BrokenPipeError:
             pass
         finally:
             stream.close()
-            pipe.broken = True
+            if stream.connection.summon is None:
+                pipe.broken = True

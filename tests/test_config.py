@@ -13,6 +13,8 @@ from hybrid.config import Settings
 INF = float("inf")
 NAN = float("nan")
 
+RATES = ["5 per minute", "1/second", "5 per 2 minutes; 100/day", "2 PER HOUR"]
+
 # key, what an application or the environment may say, what that means, what is refused
 TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
     (
@@ -28,7 +30,9 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
     ),
     ("NAMESPACE", [("shop", "shop"), ("a.b:c-1_", "a.b:c-1_")], ["", "a b", "{x}", "x" * 65, 1]),
     ("OUTBOX_EVENTS", [(0, 0), ("50", 50)], [-1, 1_000_001, "some", 0.5]),
+    ("OUTBOX_BYTES", [(0, 0), ("1048576", 1 << 20)], [-1, 8 * 1024**3 + 1, "some", 0.5]),
     ("PROBE_SECONDS", [(0.1, 0.1), ("7", 7.0)], [0, 601, "often", NAN]),
+    ("FRUGAL", [(True, True), ("no", False)], ["", "some", 1]),
     ("PUBLISH_KEY", [("0123456789abcdef", "0123456789abcdef")], ["", "short", 5, b"x" * 16]),
     ("URL_PREFIX", [("/live", "/live"), ("/a/b", "/a/b")], ["", "live", "/live/", "/", 5]),
     (
@@ -41,12 +45,55 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
         [(1, 1.0), ("60.5", 60.5), (30 * 86400, 2_592_000.0)],
         [0, 0.99, "", "long", "nan", "inf", INF, NAN, True, 30 * 86400 + 1],
     ),
+    (
+        "HISTORY_BYTES",
+        [(1 << 20, 1 << 20), ("64000000", 64_000_000), (8 << 30, 8 << 30)],
+        [0, (1 << 20) - 1, (8 << 30) + 1, "", "64 MB", 2e6 + 0.5, True, INF, NAN],
+    ),
     ("HEARTBEAT_SECONDS", [(0.1, 0.1), ("15", 15.0), (25, 25.0)], [0, 0.09, 25.1, "soon", NAN]),
+    (
+        "MAX_AGE_SECONDS",
+        [(0, 0.0), ("3600", 3600.0), (2592000, 2592000.0)],
+        [-1, 2592001, "never", INF],
+    ),
     ("STALL_SECONDS", [(0.1, 0.1), ("30", 30.0), (3600, 3600.0)], [0, 3601, "never", INF]),
     ("MAX_CONNECTIONS", [(0, 0), ("5", 5), (1_000_000, 1_000_000)], [-1, 1_000_001, "all", INF]),
+    ("MAX_CONNECTIONS_PER_USER", [(None, None), ("", None), ("5", 5)], [0, -1, "many", True]),
+    ("MAX_CONNECTIONS_PER_IP", [(None, None), ("", None), (1, 1)], [0, -1, "many", 1.5]),
+    *(
+        (
+            f"LIMIT_{name}",
+            [(None, None), ("", None), *((text, text) for text in RATES)],
+            ["5", "5 per", "5 per fortnight", "-1/minute", 5, ["5 per minute"], "x; 5/day"],
+        )
+        for name in (
+            *("USER_CONNECTIONS", "IP_CONNECTIONS", "USER_RETURNS", "IP_RETURNS"),
+            *("USER_EVENTS", "IP_EVENTS", "POLLS"),
+        )
+    ),
+    ("TRUSTED_PROXIES", [(0, 0), ("2", 2)], [-1, 11, "all", True]),
+    (
+        "CORS_ORIGINS",
+        [
+            ("", ()),
+            ([], ()),
+            ("https://a.example", ("https://a.example",)),
+            ("https://a.example, http://b:8080", ("https://a.example", "http://b:8080")),
+            (["https://a.example"], ("https://a.example",)),
+        ],
+        ["*", "null", "a.example", "https://a.example/", "https://*.example", ["null"], 5],
+    ),
     ("MAX_EVENT_BYTES", [(1, 1), ("65536", 65536)], [0, 1 << 40, "64K", 0.5]),
     ("MAX_REPLAY_EVENTS", [(0, 0), ("7", 7)], [-1, 10_000_001, "x", INF]),
     ("NATIVE_ERRORS", [("status", "status"), ("event", "event")], ["", "Event", "none", 1, []]),
+    ("MONITOR_SECONDS", [(1, 1.0), ("10", 10.0)], [0, 0.9, 11, "now", NAN]),
+    ("METRICS_KEY", [("0123456789abcdef", "0123456789abcdef")], ["", "short", 5]),
+    ("ALERT_WEBHOOK", [("https://h/x", "https://h/x")], ["", "h", "ftp://h", 5]),
+    (
+        "ALERTS",
+        [({"full": None}, {"full": None}), ('{"lag":{"hold":1}}', {"lag": {"hold": 1}})],
+        ["", "x", "[]", 5, ["full"]],
+    ),
     (
         "ANONYMOUS",
         [(True, True), (False, False), ("0", False), ("False", False), ("YES", True), ("1", True)],
@@ -104,17 +151,36 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "url": "memory://",
         "namespace": "hybrid",
         "outbox_events": 1000,
+        "outbox_bytes": 64 * 1024 * 1024,
         "probe_seconds": 7,
         "publish_key": None,
+        "frugal": False,
         "url_prefix": "/api/realtime",
         "history_events": 10000,
         "history_seconds": 3600,
+        "history_bytes": 64 * 1024 * 1024,
         "heartbeat_seconds": 15,
+        "max_age_seconds": 3600,
         "stall_seconds": 30,
         "max_connections": 10000,
+        "max_connections_per_user": 20,
+        "max_connections_per_ip": 100,
+        "limit_user_connections": "5 per minute",
+        "limit_ip_connections": "10 per minute",
+        "limit_user_returns": "60 per minute",
+        "limit_ip_returns": "600 per minute",
+        "limit_user_events": "100 per minute",
+        "limit_ip_events": "200 per minute",
+        "limit_polls": "300 per minute",
+        "trusted_proxies": 0,
+        "cors_origins": (),
         "max_event_bytes": 65536,
         "max_replay_events": 10000,
         "native_errors": "status",
+        "monitor_seconds": 5,
+        "metrics_key": None,
+        "alert_webhook": None,
+        "alerts": None,
         "anonymous": True,
         "direct_writes": True,
     }
@@ -190,3 +256,15 @@ def test_a_password_in_a_url_is_not_told() -> None:
     with pytest.raises(ConfigError, match="HYBRID_URL") as caught:
         Hybrid(app)
     assert "hunter2" not in str(caught.value)
+
+
+def test_upstash_is_paid_by_the_command() -> None:
+    """So that its variables alone bring a quiet process; who sets the URL decides."""
+    upstash = {"UPSTASH_REDIS_REST_URL": "https://x.upstash.io", "UPSTASH_REDIS_REST_TOKEN": "t"}
+    settings = Settings.load({}, upstash)
+    assert settings.url == "rediss://default:t@x.upstash.io:6379"
+    assert settings.frugal
+    assert not Settings.load({"HYBRID_FRUGAL": False}, upstash).frugal
+    assert not Settings.load({"HYBRID_URL": "redis://h"}, upstash).frugal
+    assert not Settings.load({}, upstash | {"REDIS_URL": "redis://h"}).frugal
+    assert not Settings.load({}, {}).frugal

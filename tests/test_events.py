@@ -12,12 +12,22 @@ from hypothesis import strategies as st
 
 from hybrid.audience import EVERYONE, Audience, AudienceIndex, Identity, visible
 from hybrid.errors import EventTooLarge, HybridError, InvalidEvent
-from hybrid.events import MAX_CURSOR, MAX_OFFSET, Cursor, Event, check_type, make_event, random_id
+from hybrid.events import (
+    MAX_CURSOR,
+    MAX_OFFSET,
+    Cursor,
+    Event,
+    chain,
+    check_type,
+    make_event,
+    random_id,
+)
 from hybrid.wire import to_json
 
 ALPHABET = "ABCXYZabcxyz0189_~-"
 parts = st.text(ALPHABET, min_size=1, max_size=64)
-cursors = st.builds(Cursor, parts, st.integers(0, MAX_OFFSET), parts)
+marks = parts | st.builds(chain, parts, parts)
+cursors = st.builds(Cursor, parts, st.integers(0, MAX_OFFSET), marks)
 anything = st.text(st.characters(exclude_categories=()), max_size=40)
 
 
@@ -25,7 +35,7 @@ anything = st.text(st.characters(exclude_categories=()), max_size=40)
 
 
 @given(cursors)
-@example(Cursor("~" * 64, MAX_OFFSET, "-" * 64))
+@example(Cursor("~" * 64, MAX_OFFSET, "-" * 64 + ".0123cdef"))
 def test_r27_a_cursor_survives_its_text(cursor: Cursor) -> None:
     """What a client hands back is the position that it was given."""
     assert Cursor.parse(str(cursor)) == cursor
@@ -49,6 +59,9 @@ def test_r27_a_cursor_survives_its_text(cursor: Cursor) -> None:
 @example("\ud800.1.i")
 @example("é.1.i")
 @example("e.1.i\n")
+@example("e.1.i.")
+@example("e.1.i.0123cde")
+@example("e.1.i.0123cdeF")
 def test_r27_any_text_is_a_cursor_or_none(text: str) -> None:
     """A hostile cursor never raises, and nothing has two spellings."""
     cursor = Cursor.parse(text)
@@ -56,7 +69,7 @@ def test_r27_any_text_is_a_cursor_or_none(text: str) -> None:
 
 
 @given(cursors)
-@example(Cursor("~" * 64, MAX_OFFSET, "-" * 64))
+@example(Cursor("~" * 64, MAX_OFFSET, "-" * 64 + ".0123cdef"))
 def test_r28_a_cursor_fits_everywhere(cursor: Cursor) -> None:
     """In a header, a URL and an id line without any escape, and within 256 characters."""
     text = str(cursor)

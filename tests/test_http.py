@@ -4,162 +4,39 @@ import gc
 import json
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from flask import (
+    Blueprint,
     Flask,
     Response,
+    abort,
     has_app_context,
     has_request_context,
+    redirect,
     render_template_string,
     request,
     session,
 )
 from greenlet import GreenletExit, getcurrent, greenlet
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder, TestResponse
 from werkzeug.wrappers import Response as WSGIResponse
 
-from hybrid import Hybrid, Identity, InvalidEvent, NotReady
+from hybrid import ConfigError, Hybrid, Identity, InvalidEvent, NotReady
 from hybrid.connection import Connection
 from hybrid.events import Event
 from hybrid.hub import Hub
 from hybrid.log import Log, Start
-from hybrid.stream import Stream
-from whatwg import Block, Parser
-
-PREFIX = "/api/realtime"
-NATIVE = {"Accept": "text/event-stream"}
-BUNDLED = {"Accept": "text/event-stream, application/problem+json"}
-
-
-class Site:
-    """An application with the extension. Who a request is, its headers say."""
-
-    def __init__(self, *, identify: bool = True, **config: Any) -> None:
-        self.app = Flask(__name__)
-        self.app.testing = True
-        self.app.secret_key = "for tests"
-        self.app.config.update({f"HYBRID_{key}": value for key, value in config.items()})
-        self.realtime = Hybrid(self.app)
-        self.client = self.app.test_client()
-        if identify:
-            self.realtime.identify(who)
-            self.realtime.authorize(lambda _, topic: not topic.startswith("closed"))
-
-    @property
-    def hub(self) -> Hub:
-        hub: Hub = self.app.extensions["hybrid"].instance().hub
-        return hub
-
-    def get(self, path: str, **options: Any) -> TestResponse:
-        return self.client.get(PREFIX + path, **options)
-
-    def test(self, body: Any = None, **options: Any) -> TestResponse:
-        return self.client.post(PREFIX + "/test", json=body or {}, **options)
-
-    def poll(self, query: str = "", **options: Any) -> Any:
-        response = self.get(f"/polling{query}", **options)
-        assert response.status_code == 200
-        return response.get_json()
-
-    def stream(self, query: str = "", **options: Any) -> "Reading":
-        return Reading(self.get(f"/sse{query}", **options))
-
-    def emit(self, *names: str, **audience: Any) -> list[str]:
-        return [self.realtime.emit(name, {"name": name}, **audience) for name in names]
-
-    def raw(self, path: str, **options: Any) -> tuple[Any, list[str]]:
-        """What a server gets before it has asked for the first byte: the body and the status."""
-        status: list[str] = []
-        environ = EnvironBuilder(PREFIX + path, **options).get_environ()
-
-        def start_response(line: str, _headers: Any, _error: Any = None) -> Callable[[bytes], None]:
-            status.append(line)
-            return lambda _: None
-
-        body = self.app(environ, start_response)
-        return body, status
-
-
-def who() -> Identity | None:
-    if request.headers.get("X-User") == "nobody":
-        return None
-    return Identity(request.headers.get("X-User"), request.headers.getlist("X-Role"))
-
-
-class Reading:
-    """A stream as it is read: piece by piece, closed at the end."""
-
-    def __init__(self, response: TestResponse) -> None:
-        assert response.status_code == 200
-        assert response.content_type == "text/event-stream; charset=utf-8"
-        self.response = response
-        self.pieces = iter(response.iter_encoded())
-        self.parser = Parser()
-        self.blocks: list[Block] = []
-        self.raw = b""
-
-    def __enter__(self) -> "Reading":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.response.close()
-
-    def until(self, done: Callable[[list[Block]], bool]) -> list[Block]:
-        while not done(self.blocks):
-            piece = next(self.pieces)
-            self.raw += piece
-            self.blocks += self.parser.feed(piece)
-        return self.blocks
-
-    def upto(self, type: str) -> list[Block]:
-        """All blocks so far, once one of this type has come."""
-        return self.until(lambda blocks: any(block.type == type for block in blocks))
-
-    def hello(self) -> Any:
-        return json.loads(self.upto("hybrid.hello")[0].data)
-
-
-def types(blocks: list[Block]) -> list[str]:
-    """The types of the application's own events."""
-    return [block.type for block in blocks if not block.type.startswith("hybrid.")]
-
-
-def as_problem(response: WSGIResponse, status: int) -> Any:
-    """The problem details, all of which must be there."""
-    assert response.status_code == status, response.get_data(as_text=True)
-    assert response.content_type == "application/problem+json"
-    assert response.headers["Cache-Control"] == "no-store"
-    body = response.get_json(force=True)
-    assert body.keys() == {"type", "title", "status", "detail"}
-    assert body["status"] == status
-    assert isinstance(body["title"], str)
-    assert body["title"]
-    assert isinstance(body["detail"], str)
-    assert body["detail"]
-    if status in (429, 503):
-        assert int(response.headers["Retry-After"]) > 0
-    return body
-
-
-MakeSite = Callable[..., Site]
-
-
-@pytest.fixture
-def make_site() -> Iterator[MakeSite]:
-    """Makes sites and stops their pumps afterwards."""
-    sites: list[Site] = []
-
-    def make(**config: Any) -> Site:
-        sites.append(Site(**config))
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        site.hub.stop()
+from hybrid.stream import Stream, greeting
+from hybrid.testing import faults
+from servers import PREFIX
+from sites import BUNDLED, NATIVE, MakeSite, Reading, Site, as_problem, types
+from whatwg import Parser
 
 
 @pytest.fixture
@@ -253,7 +130,7 @@ def test_a_poll_answers_as_the_contract_says(site: Site) -> None:
         "type": "tick",
         "data": {"name": "tick"},
     }
-    assert events[0]["cursor"].endswith(f".1.{id}")
+    assert events[0]["cursor"].split(".")[1:3] == ["1", id]
     assert events[1] == {"id": text_id, "cursor": head, "type": "html", "text": "<li>"}
 
 
@@ -380,7 +257,8 @@ def test_the_monitor_shows_the_figures(site: Site) -> None:
     assert response.content_type == "application/json"
     assert response.headers["Cache-Control"] == "no-store"
     figures = response.get_json()
-    assert figures.keys() == {"connections", "events", "performance", "errors", "instance"}
+    parts = {"connections", "events", "performance", "errors", "instance"}
+    assert figures.keys() == parts | {"at", "state", "recent", "instances", "alerts"}
     assert figures["connections"]["open"] == 1
     assert figures["connections"]["by_transport"] == {"sse": 1, "polling": 0}
     assert figures["events"]["emitted"] == 3
@@ -400,7 +278,7 @@ def test_the_clients_files_are_served_with_their_version(
 ) -> None:
     """With an ETag; for ever if asked for by version; nothing outside of the folder."""
     (tmp_path / "x.js").write_text("export {}")
-    monkeypatch.setattr("hybrid.routes.STATIC", tmp_path)
+    monkeypatch.setattr("hybrid.routes.client.STATIC", tmp_path)
     import hybrid
 
     site = make_site()
@@ -777,6 +655,75 @@ def test_r34_r31_r30_r40_other_gaps_are_named(make_site: MakeSite) -> None:
     assert dict(site.hub.gaps) == dict.fromkeys(cursors, 2)
 
 
+@pytest.mark.parametrize("way", ["polling", "sse"])
+def test_r30_what_did_not_fit_is_a_gap(make_site: MakeSite, way: str) -> None:
+    """Large events push older ones out long before there are too many of them."""
+    site = make_site(HISTORY_BYTES=1 << 20)
+    before = site.realtime.cursor()
+    for _ in range(10):
+        site.realtime.emit("large", "x" * 60_000)
+    if way == "polling":
+        assert site.poll(f"?since={before}")["gap"] == {"reason": "expired"}
+        kept = site.poll("?since=0")
+        assert 1 < len(kept["events"]) < 10
+        assert kept["gap"] is None
+    else:
+        with site.stream(f"?since={before}") as stream:
+            gap = stream.upto("hybrid.gap")[-1]
+            assert json.loads(gap.data)["reason"] == "expired"
+
+
+def test_history_of_thousands_of_others_is_read_to_its_end(site: Site) -> None:
+    """A poll, a held one and the application get the one event that is theirs, and its cursor."""
+    before = site.realtime.cursor()
+    for _ in range(1200):
+        site.realtime.emit("other", users=["bob"])
+    mine = site.realtime.emit("mine", users=["alice"])
+    for _ in range(600):
+        site.realtime.emit("other", users=["bob"])
+    alice = {"X-User": "alice"}
+    for wait in (0, 25):
+        answer = site.poll(f"?since={before}&wait={wait}", headers=alice)
+        assert [event["id"] for event in answer["events"]] == [mine]
+        rest = site.poll(f"?since={answer['cursor']}", headers=alice)
+        assert rest["events"] == []
+        assert not rest["more"]
+        assert rest["cursor"] == site.realtime.cursor()
+    history = site.realtime.events_for(Identity("alice"), before)
+    assert [event.id for event in history.events] == [mine]
+    assert history.cursor == site.realtime.cursor()
+    assert not history.more
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["judged", "away"])
+def test_a_poll_that_nobody_can_judge_is_held_until_somebody_can(site: Site, back: bool) -> None:
+    """It gets what is provisional meanwhile, and is not sent round in circles."""
+    site.emit("before")
+    foreign = "elsewhere.7.id"
+    with faults(site.app) as fault:
+        fault.bus_down()
+        first = site.poll(f"?since={foreign}")
+        assert (first["cursor"], first["gap"], first["bus"]) == (foreign, None, "degraded")
+        answers: list[Any] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(site.poll(f"?since={foreign}&wait=25"))
+        )
+        asking.start()
+        while not site.hub.held():
+            time.sleep(0.001)
+        if back:
+            fault.bus_up()
+            asking.join()
+            assert answers[0]["gap"] == {"reason": "epoch"}
+            assert answers[0]["cursor"] == site.realtime.cursor()
+        else:
+            (given,) = site.emit("meanwhile")
+            asking.join()
+            assert [event["id"] for event in answers[0]["events"]] == [given]
+            assert (answers[0]["cursor"], answers[0]["gap"]) == (foreign, None)
+    assert site.hub.held() == 0
+
+
 def test_r36_the_header_wins_over_the_query(site: Site) -> None:
     """A reconnecting EventSource sends its first URL again, with the header."""
     site.emit("a", "b")
@@ -849,7 +796,9 @@ def test_r13_a_server_that_cannot_stream_says_so(site: Site) -> None:
     assert answer["events"] == []
     assert len(site.poll("?since=0&wait=25")["events"]) == 1
     assert not site.hub.opened
-    threaded = {"wsgi.multithread": True}
+    # a few threads would all be held; Flask's own server makes one for each request
+    threaded = {"wsgi.multithread": True, "SERVER_SOFTWARE": "Werkzeug/3"}
+    as_problem(site.get("/sse", environ_overrides={"wsgi.multithread": True}), 503)
     with site.stream(environ_overrides=threaded) as stream:
         stream.hello()
     # gunicorn serves the streams of an HTTP/2 connection one after the other
@@ -939,7 +888,6 @@ class Act:
         self.hub = Hub(
             self.log,
             heartbeat=15,
-            stall=30,
             max_connections=10,
             clock=lambda: 0.0,
             wall=lambda: 0,
@@ -950,7 +898,11 @@ class Act:
             "c1", Identity(), frozenset(), position=0, transport="sse", opened_at=0.0
         )
         self.hub.open(self.connection)
-        self.stream = Stream(self.hub, self.connection, Start(self.log.head, gap=gap))
+        self.stream = Stream(
+            self.hub,
+            self.connection,
+            greeting(self.hub, self.connection, Start(self.log.head, gap=gap)),
+        )
 
 
 @pytest.mark.parametrize("error", [GreenletExit, GeneratorExit, SystemExit, KeyboardInterrupt])
@@ -979,7 +931,7 @@ def test_r17_what_ends_a_greenlet_cleans_up_once_and_passes_on(error: type[BaseE
     gc.collect()
     assert act.hub.held() == 0
     assert dict(act.hub.closed) == {"client": 1}
-    assert not act.hub._index.everyone
+    assert not act.hub.readers._live.known.everyone
 
 
 def test_r17_a_wrapped_stream_that_is_closed_cleans_up(site: Site) -> None:
@@ -1006,7 +958,7 @@ def test_r17_a_wrapped_stream_that_is_closed_cleans_up(site: Site) -> None:
 def test_r18_the_first_bytes_wait_for_nothing(gap: str | None) -> None:
     """retry, hello and the gap are out before the stream asks the hub for anything."""
     act = Act(gap)
-    with act.hub._lock:  # whoever waits for the hub now waits for ever
+    with act.hub.readers._lock:  # whoever waits for the hub now waits for ever
         first = next(act.stream)
     parser = Parser()
     kinds = [block.type for block in parser.feed(first)]
@@ -1061,7 +1013,7 @@ def test_r24_nothing_of_the_request_lives_as_long_as_the_stream(site: Site) -> N
 def sticky(make_site: MakeSite, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A site that would set two cookies on every answer: its session's and another's."""
     (tmp_path / "x.js").write_text("export {}")
-    monkeypatch.setattr("hybrid.routes.STATIC", tmp_path)
+    monkeypatch.setattr("hybrid.routes.client.STATIC", tmp_path)
     site = make_site(identify=False, MAX_CONNECTIONS=1)
 
     @site.app.before_request
@@ -1113,6 +1065,19 @@ def test_r84_no_answer_sets_a_cookie(
     response.close()
 
 
+def test_r84_a_hook_that_sends_people_to_the_login_sets_no_cookie(sticky: Site) -> None:
+    """An `identify` may abort with a redirect: that is an answer of ours as well."""
+
+    @sticky.realtime.identify
+    def to_the_login() -> None:
+        abort(redirect("/login"))
+
+    for path in ("/sse", "/polling", "/monitor"):
+        answer = sticky.get(path)
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/login")
+        assert "Set-Cookie" not in answer.headers
+
+
 def test_r84_no_refusal_sets_a_cookie(sticky: Site) -> None:
     """Nor do a full instance, one that says so by an event, and one that cannot stream."""
     sticky.app.testing = False
@@ -1148,7 +1113,7 @@ def test_r38_a_stream_with_several_topics_has_one_cursor_and_loses_nothing(site:
             seen += types(stream.blocks)[:3]
             assert block.id is not None
             cursor = block.id
-            assert cursor.count(".") == 2
+            assert cursor.count(".") == 3
     assert seen == wanted
 
 
@@ -1249,6 +1214,21 @@ def test_r39_transports_give_the_same_sequence_whatever_the_switches(site: Site,
 # -- the extension's own methods
 
 
+def test_events_for_asks_the_bus_before_it_calls_a_cursor_unknown(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker gave the cursor a moment ago; this one has merely not heard yet."""
+    site.emit("a")
+    epoch, offset, *_ = site.realtime.cursor().split(".")
+    ahead = f"{epoch}.{int(offset) + 1}.later"
+    bus = site.app.extensions["hybrid"].instance().bus
+    monkeypatch.setattr(bus, "refresh", lambda: False)
+    history = site.realtime.events_for(Identity("alice"), since=ahead)
+    assert (list(history), history.cursor, history.gap) == ([], ahead, None)
+    monkeypatch.undo()
+    assert site.realtime.events_for(Identity("alice"), since=ahead).gap == "rollback"
+
+
 def test_events_for_reads_what_a_stream_would_replay(site: Site) -> None:
     """A page can be rendered with the events that its reader may see, and the cursor."""
     cursor = site.realtime.cursor()
@@ -1296,7 +1276,7 @@ def test_disconnect_ends_every_stream_of_a_user_and_no_other(site: Site) -> None
         assert site.realtime.disconnect(user="alice") == 2
         for stream in (one, two):
             bye = stream.upto("hybrid.bye")[-1]
-            assert json.loads(bye.data) == {"reason": "kicked", "after": 0}
+            assert json.loads(bye.data) == {"reason": "kicked", "after": 1000}
             assert bye.id is None
             assert list(stream.pieces) == []
         assert site.hub.held() == 1
@@ -1323,7 +1303,7 @@ def test_one_extension_serves_several_applications(make_site: MakeSite) -> None:
     assert [event["type"] for event in one.poll("?since=0")["events"]] == ["for-one"]
     answer = other.test_client().get(PREFIX + "/polling?since=0").get_json()
     assert [event["type"] for event in answer["events"]] == ["for-other"]
-    other.extensions["hybrid"].instance().hub.stop()
+    other.extensions["hybrid"].instance().stop()
 
 
 def test_an_application_has_one_extension(site: Site) -> None:
@@ -1358,6 +1338,48 @@ def test_the_prefix_and_the_blueprint_are_the_applications_choice() -> None:
     realtime.init_app(by_hand)
     assert by_hand.test_client().get("/mine/health/live").status_code == 200
     assert by_hand.test_client().get(PREFIX + "/health/live").status_code == 404
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_blueprint_stands_alone(first: bool) -> None:
+    """Inside another it would be mounted twice, once without what guards the outer one: it is
+    refused, before or after `init_app`; so is a second name."""
+    app, realtime = Flask(__name__), Hybrid()
+    outer = Blueprint("outer", __name__, url_prefix="/outer")
+    outer.register_blueprint(realtime.blueprint, url_prefix="/live")
+    if not first:
+        realtime.init_app(app)
+    with pytest.raises(ConfigError, match=r"'outer\.hybrid'.*HYBRID_URL_PREFIX"):
+        app.register_blueprint(outer)
+    with pytest.raises(ConfigError, match="'again'"):
+        app.register_blueprint(realtime.blueprint, name="again")
+
+
+def test_an_application_below_a_path() -> None:
+    """Mounted by a dispatcher it streams, polls and refuses as at the top, and a look at who is
+    connected sees the path as it was."""
+    site = Site()
+    paths = []
+
+    @site.realtime.identify
+    def identify() -> Identity:
+        paths.append((request.script_root, request.path))
+        return Identity("ada")
+
+    root = Flask("root")
+    root.wsgi_app = DispatcherMiddleware(root.wsgi_app, {"/shop": site.app.wsgi_app})  # type: ignore[method-assign]  # as Werkzeug's documentation does
+    client = root.test_client()
+    below = "/shop" + PREFIX
+    assert client.get(below + "/polling").status_code == 200
+    as_problem(client.get(below + "/nothing"), 404)
+    as_problem(client.get(below + "/polling?limit=x"), 400)
+    with Reading(client.get(below + "/sse")) as stream:
+        stream.hello()
+        site.emit("tick", users=["ada"])
+        assert types(stream.upto("tick")) == ["tick"]
+        site.app.extensions["hybrid"].instance().recheck.step()
+        assert paths[-1] == ("/shop", PREFIX + "/sse")
+    site.app.extensions["hybrid"].forget()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """What is shipped: the wheel has everything, and the README's code works from it."""
 
 import re
+import signal
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from hybrid import __version__
-from servers import ROOT, gunicorn
+from servers import DEADLINE, PREFIX, ROOT, Server, free_port, gunicorn
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def test_the_wheel_has_everything_and_nothing_else(wheel: zipfile.ZipFile) -> No
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == kept
-    assert {"hybrid/static/hybrid.js", "hybrid/py.typed"} <= shipped
+    assert {"hybrid/static/hybrid.js", "hybrid/static/monitor.js", "hybrid/py.typed"} <= shipped
 
 
 def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
@@ -46,9 +49,86 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(name).decode()
     needs = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
     assert any(need.lower().startswith("flask") for need in needs)
-    assert not [need for need in needs if re.search("<|==|~=", need)]
+    assert not [need for need in needs if re.search("<|==|~=", need.partition(";")[0])]
     assert "Requires-Python: >=3.11" in metadata
     assert "License-Expression: MIT" in metadata
+
+
+TEN_LINES = """
+from flask import Flask
+from hybrid import Hybrid, Identity
+
+app = Flask(__name__)
+realtime = Hybrid(app)
+realtime.can_monitor(lambda identity: True)
+
+@app.post("/orders/<int:number>/ship")
+def ship(number: int) -> tuple[str, int]:
+    realtime.emit("order.shipped", {"number": number})
+    return "", 204
+"""
+
+
+@pytest.mark.server
+def test_the_wheel_serves_an_application_elsewhere(tmp_path: Path, wheel: zipfile.ZipFile) -> None:
+    """Installed in an environment of its own: stream, JavaScript, templates, commands, types."""
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    (place / "app.py").write_text(TEN_LINES)
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=False)
+    python = environment / "bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel.filename)], check=True)
+    # What it needs comes from here: it is the wheel that is tested, and not the network.
+    (site,) = (environment / "lib").glob("python*/site-packages")
+    (site / "needs.pth").write_text(sysconfig.get_path("purelib"))
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(python), "-P", *arguments], cwd=place, capture_output=True, text=True, check=False
+        )
+
+    found = run("-c", "import hybrid; print(hybrid.__file__)").stdout
+    assert found.startswith(str(site)), found
+    told = run("-m", "flask", "--app", "app.py", "hybrid", "--help").stdout
+    assert "doctor" in told
+    cache = ("--cache-dir", str(ROOT / ".mypy_cache"))  # of what the application imports
+    types = [sys.executable, "-m", "mypy", "--strict", *cache, "--python-executable", str(python)]
+    checked = subprocess.run(
+        [*types, "app.py"], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    port = free_port()
+    log = place / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [str(python), "-m", "gunicorn", "-k", "gevent", "-b", f"127.0.0.1:{port}", "app:app"],
+            cwd=place,
+            stdout=output,
+            stderr=output,
+            text=True,
+        )
+    server = Server(process, port, log)
+    try:
+        server.until_up()
+        with server.stream() as stream:
+            stream.hello()
+            assert server.call("POST", "/orders/17/ship")[0] == 204
+            (block,) = stream.take(1, "order.shipped")
+            assert block.data == '{"number":17}'
+            for file in ("hybrid.js", "hybrid.d.ts"):
+                status, text = server.call("GET", f"{PREFIX}/client/{file}")
+                assert (status, "connect" in text) == (200, True), file
+            page = server.call("GET", f"{PREFIX}/monitor", headers={"Accept": "text/html"})
+            assert (page[0], "<html" in page[1]) == (200, True)
+            process.send_signal(signal.SIGTERM)
+            stream.take(1, "hybrid.bye")
+        assert process.wait(DEADLINE) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(DEADLINE)
 
 
 def readme_code(language: str) -> str:

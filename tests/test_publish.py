@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hybrid import ConfigError, Hybrid, HybridError, InvalidEvent, NotStored, Pu
 from hybrid.bus.store import Store
 from hybrid.events import Event
 from redises import Proxy, RedisServer, redis_server
-from servers import ROOT
+from servers import DEADLINE, ROOT
 
 KEY = "the key of the tests"
 URL = "/api/realtime/publish"
@@ -39,7 +41,7 @@ def publisher(server: RedisServer) -> Iterator[Publisher]:
 
 def stored(server: RedisServer) -> list[Event]:
     store = Store(server.url, "hybrid")
-    found = [event for _, _, event in store.read(None).entries]
+    found = [event for _, event in store.read(None).entries]
     store.close()
     return found
 
@@ -114,7 +116,7 @@ def test_r45_a_task_that_runs_again_does_not_send_twice(
     assert len(stored(server)) == 1
 
 
-def test_a_lost_answer_is_no_second_event(server: RedisServer) -> None:
+def test_r44_a_lost_answer_is_no_second_event(server: RedisServer) -> None:
     """The retry within the budget carries the same id."""
     proxy = Proxy(server.port)
     publisher = Publisher(proxy.url, budget=10)
@@ -131,6 +133,15 @@ def test_a_lost_answer_is_no_second_event(server: RedisServer) -> None:
         proxy.close()
 
 
+def test_a_publisher_refuses_ids_and_lists_at_once(publisher: Publisher) -> None:
+    """What Redis' script would refuse, or be busy with for long."""
+    for bad in ("bad id", "", "x" * 65):
+        with pytest.raises(InvalidEvent, match="id"):
+            publisher.emit("a", id=bad)
+    with pytest.raises(InvalidEvent, match="1001"):
+        publisher.emit_many([{"type": "a"}] * 1001)
+
+
 def test_when_redis_is_away_it_says_so(server: RedisServer) -> None:
     """Within the budget, with the ids to try again with."""
     publisher = Publisher(server.url, budget=0.3)
@@ -143,6 +154,33 @@ def test_when_redis_is_away_it_says_so(server: RedisServer) -> None:
     publisher.emit("a", id="mine")
     assert len(stored(server)) == 1
     publisher.close()
+
+
+def test_a_budget_is_used_and_kept(server: RedisServer) -> None:
+    """It tries again as long as that lasts, and no longer, whatever holds it up."""
+    proxy = Proxy(server.port)
+    publisher = Publisher(proxy.url, budget=10)
+    hasty = Publisher(proxy.url, budget=0.5)
+    try:
+        proxy.refuse = True
+        heal = threading.Timer(0.5, setattr, (proxy, "refuse", False))
+        heal.start()
+        publisher.emit("patient")
+        heal.join()
+        proxy.delay = 0.35  # each answer is in time, a new connection is not
+        began = time.monotonic()
+        # On a busy machine one answer may be late after all.
+        with pytest.raises(NotStored, match=r"0\.5 s|Timeout reading"):
+            hasty.emit("hasty")
+        print(f"given up after {time.monotonic() - began:.2f} s")
+        assert time.monotonic() - began < 2.5, (
+            "a connection is made in three seconds; the machine may be busy"
+        )
+        assert "patient" in [event.type for event in stored(server)]
+    finally:
+        hasty.close()
+        publisher.close()
+        proxy.close()
 
 
 def test_threads_share_a_publisher(server: RedisServer, publisher: Publisher) -> None:
@@ -293,8 +331,35 @@ def test_r46_an_idempotency_key_makes_it_one_event(client: FlaskClient) -> None:
     changed = [body[0], {"type": "a", "data": 9}]
     other = post(client, changed, **{"Idempotency-Key": "k1"})
     assert other.status_code == 422
+    for others in (body[:1], [*body, body[0]], [{"type": "b"}, *body], body[1:]):
+        assert post(client, others, **{"Idempotency-Key": "k1"}).status_code == 422
     post(client, body, **{"Idempotency-Key": "k2"})
     assert kept(client) == [1, 2, 1, 2]
+
+
+def test_r46_a_key_is_known_to_every_worker_and_in_an_outage(server: RedisServer) -> None:
+    """Sent again to another one, or while Redis is away: one event, and no other in its place."""
+    apps = [make_app(PUBLISH_KEY=KEY, URL=server.url) for _ in range(2)]
+    one, other = (app.test_client() for app in apps)
+    try:
+        first = post(one, {"type": "a", "data": 1}, **{"Idempotency-Key": "k1"})
+        again = post(other, {"type": "a", "data": 1}, **{"Idempotency-Key": "k1"})
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert first.get_json()["cursor"] == again.get_json()["cursor"]
+        assert post(other, {"type": "a", "data": 2}, **{"Idempotency-Key": "k1"}).status_code == 422
+        server.kill()
+        for client in (one, one, other):
+            waiting = post(client, {"type": "b"}, **{"Idempotency-Key": "k2"})
+            assert (waiting.status_code, waiting.get_json()["stored"]) == (202, "outbox")
+        assert post(one, {"type": "c"}, **{"Idempotency-Key": "k2"}).status_code == 422
+        server.start()
+        for app in apps:
+            bus = app.extensions["hybrid"].instance().bus
+            assert bus.flush(20) == 0
+        assert [event.type for event in stored(server)] == ["b"]
+    finally:
+        for app in apps:
+            app.extensions["hybrid"].instance().stop()
 
 
 def test_r49_what_is_not_stored_is_no_success(server: RedisServer) -> None:
@@ -316,8 +381,14 @@ def test_r49_what_is_not_stored_is_no_success(server: RedisServer) -> None:
 # -- the shell
 
 
-def flask(*arguments: str, url: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    environ = os.environ | {"HYBRID_URL": url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+def flask(
+    *arguments: str, url: str, environ: dict[str, str] | None = None, **options: Any
+) -> "subprocess.CompletedProcess[str]":
+    environ = (
+        os.environ
+        | (environ or {})
+        | {"HYBRID_URL": url, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    )
     return subprocess.run(
         [sys.executable, "-m", "flask", "--app", "server_app", "hybrid", *arguments],
         env=environ,
@@ -344,9 +415,91 @@ def test_flask_hybrid_emit_and_tail(server: RedisServer) -> None:
     assert json.loads(rest.stdout) == second
 
 
+def test_flask_hybrid_emit_keeps_the_bound_of_an_event(server: RedisServer) -> None:
+    """That of the application, which would take no larger one itself."""
+    bound = {"HYBRID_MAX_EVENT_BYTES": "1024"}
+    refused = flask("emit", "a", "--text", "x" * 1025, url=server.url, environ=bound)
+    assert refused.returncode != 0
+    assert "1024" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert stored(server) == []
+    sent = flask("emit", "a", "--text", "x" * 1000, url=server.url, environ=bound)
+    assert sent.returncode == 0, sent.stderr
+
+
+# What a script does with an application of its own, and that it ends right after that.
+SCRIPT = """
+import sys, flask
+from hybrid import Hybrid
+app = flask.Flask("script")
+app.config["HYBRID_URL"] = sys.argv[1]
+hybrid = Hybrid(app)
+with app.app_context():
+    hybrid.cursor()
+    print("connected", flush=True)
+    for word in sys.stdin:
+        hybrid.emit(word.strip())
+        print(app.extensions["hybrid"].instance().bus.waiting, flush=True)
+"""
+
+
+def test_r62_what_a_script_emits_is_stored_when_it_has_ended(server: RedisServer) -> None:
+    """At once where it was told so, and out of its outbox as far as a moment suffices."""
+    script = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, server.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert script.stdin is not None
+    assert script.stdout is not None
+    with script:
+        assert script.stdout.readline() == "connected\n"
+        print("first", file=script.stdin, flush=True)
+        assert script.stdout.readline() == "0\n"
+        assert [event.type for event in stored(server)] == ["first"]
+        server.stop()
+        print("second", file=script.stdin, flush=True)
+        assert script.stdout.readline() == "1\n"
+        script.stdin.close()
+        server.go_on()
+        assert script.wait(DEADLINE) == 0
+    assert [event.type for event in stored(server)] == ["first", "second"]
+
+
+def _emit_from_fork(app: Flask, name: str) -> None:
+    hybrid = app.extensions["hybrid"].hybrid
+    with app.app_context():
+        for _ in range(5):
+            hybrid.emit(name)
+
+
+def test_a_fork_of_an_application_emits_by_itself(server: RedisServer) -> None:
+    """As with preload_app and in task queues: threads are not inherited, and nobody needs them."""
+    app = make_app(URL=server.url)
+    try:
+        _emit_from_fork(app, "parent")
+        context = multiprocessing.get_context("fork")
+        children = [
+            context.Process(target=_emit_from_fork, args=(app, f"child{n}")) for n in range(2)
+        ]
+        for child in children:
+            child.start()
+        _emit_from_fork(app, "parent")
+        for child in children:
+            child.join(30)
+            assert child.exitcode == 0
+    finally:
+        app.extensions["hybrid"].instance().stop()
+    counts = Counter(event.type for event in stored(server))
+    assert counts == {"parent": 10, "child0": 5, "child1": 5}
+
+
 def test_flask_hybrid_explains_itself(server: RedisServer) -> None:
     """Mistakes are sentences, not tracebacks."""
     for arguments, url, told in [
+        (["tail"], "redis://127.0.0.1:1", "cannot be reached"),
         (["emit", "a"], "memory://", "redis://"),
         (["tail"], "memory://", "redis://"),
         (["emit", "a", "text"], server.url, "not JSON"),

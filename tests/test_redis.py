@@ -1,12 +1,14 @@
 """The Redis bus against real Redis servers that are killed, frozen, emptied and turned back."""
 
 import itertools
+import os
 import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ import pytest
 import redis
 
 from hybrid.audience import EVERYONE, Audience
+from hybrid.bus.connect import connect
 from hybrid.bus.redis import RedisBus
-from hybrid.bus.store import Store, connect
+from hybrid.bus.store import LUA, PAGE_BYTES, Store, decode
 from hybrid.errors import ConfigError, OutboxFull
 from hybrid.events import ORIGIN, Cursor, Event, random_id
 from hybrid.log import Log
 from redises import Proxy, RedisServer, redis_server
 from servers import DEADLINE, ROOT
+from test_versions import find
 
 NAMESPACE = "shop"
 
@@ -79,6 +83,7 @@ class Worker:
             log=self._log(Cursor(random_id(), 0, ORIGIN)),
             clock=lambda: time.time_ns() // 1_000_000,
             outbox=settings.pop("outbox", 1000),
+            outbox_bytes=settings.pop("outbox_bytes", 64 << 20),
             probe=settings.pop("probe", 0.5),
         )
         assert not settings
@@ -124,16 +129,18 @@ class Worker:
 
     def stop(self) -> None:
         self.bus.stop()
-        for thread in threading.enumerate():
-            if thread.name == "hybrid-bus" and thread._target == self.bus._run:  # type: ignore[attr-defined]
-                thread.join(DEADLINE)
-        self.store.close()
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+@pytest.fixture(autouse=True)
+def _soon_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener looks often whether it is to end."""
+    monkeypatch.setattr("hybrid.bus.listener.LISTEN", 0.05)
 
 
 @pytest.fixture
@@ -164,8 +171,10 @@ def agree(*workers: Worker, count: int | None = None) -> None:
     def same() -> bool:
         heads = {worker.bus.log.head for worker in workers}
         states = {worker.bus.state for worker in workers}
+        # the state is there a moment before it is said
+        said = all(worker.ears.of("announce")[-1:] in ([], ["ok"]) for worker in workers)
         enough = count is None or len(first.numbers_held()) >= count
-        return len(heads) == 1 and states == {"ok"} and enough
+        return len(heads) == 1 and states == {"ok"} and said and enough
 
     first.until(same, f"they never agree: {[str(worker.bus.log.head) for worker in workers]}")
     assert len({tuple(worker.numbers_held()) for worker in workers}) == 1
@@ -220,7 +229,7 @@ def test_an_emit_can_be_read_at_once(server: RedisServer, start: Start) -> None:
     for _ in range(50):
         worker.emit()
         assert worker.numbers_held()[-1] == next(iter(worker.numbers_held()[-1:]))
-        assert worker.bus.log.head.id == f"n{worker.numbers_held()[-1]}"
+        assert worker.bus.log.head == worker.bus.log.find(f"n{worker.numbers_held()[-1]}")
 
 
 def test_a_repeated_event_is_stored_once(server: RedisServer, start: Start) -> None:
@@ -263,9 +272,9 @@ def test_what_others_write_cannot_harm(server: RedisServer, start: Start) -> Non
             *('{"type":"x","text":5}', '{"type":"x","at":"soon"}', '{"type":"x","at":1e999}'),
         ]
     ):
-        publish(keys=store.keys, args=[store.channel, "e", "", "", f"junk{number}", junk])
+        publish(keys=store.keys, args=[store.channel, "e", "", "", "", f"junk{number}", junk])
     with pytest.raises(redis.ResponseError, match="event id"):
-        publish(keys=store.keys, args=[store.channel, "e", "", "", "a.b", '{"type":"x"}'])
+        publish(keys=store.keys, args=[store.channel, "e", "", "", "", "a.b", '{"type":"x"}'])
     worker.emit()
     agree(worker, count=1)
     assert worker.bus.log.last == 11
@@ -359,6 +368,102 @@ def test_r45_an_event_whose_answer_was_lost_is_stored_once(
         proxy.close()
 
 
+# -- Redis that is far away
+
+
+def test_r47_no_emit_waits_for_a_connection_that_is_made(server: RedisServer, start: Start) -> None:
+    """Each of its seven questions is answered in time, all of them together are not."""
+    proxy = Proxy(server.port)
+    try:
+        worker = start(proxy.url, probe=60)
+        proxy.delay = 0.35
+        proxy.cut()
+        times: list[float] = []
+        while len(times) < 2 or worker.bus.state == "degraded":
+            assert len(times) < 300, "it never recovers"
+            began = time.monotonic()
+            worker.emit(1)
+            times.append(time.monotonic() - began)
+            time.sleep(0.1)  # between two requests
+        print(f"{len(times)} emits, the slowest {max(times):.2f} s")
+        assert max(times) < 2.2, "one alone is not to wait a second; the machine may be busy"
+        worker.until(lambda: len(worker.numbers_held()) == len(times), "some are lost")
+    finally:
+        proxy.close()
+
+
+def test_r47_many_emits_at_once_are_no_outage(server: RedisServer, start: Start) -> None:
+    """They travel together: with Redis 100 ms away 200 of them take a few calls."""
+    proxy = Proxy(server.port)
+    try:
+        worker = start(proxy.url, probe=60)
+        proxy.delay = 0.1
+        with server.client() as client:
+            client.config_resetstat()
+            stored: list[str] = []
+            threads = [
+                threading.Thread(target=lambda: stored.extend(worker.emit(1))) for _ in range(200)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+        print(f"200 emits in {calls} calls")
+        assert stored == ["log"] * 200
+        assert worker.ears.of("announce") == []
+        assert calls < 50
+    finally:
+        proxy.close()
+
+
+def test_r47_no_emit_waits_for_a_name(
+    server: RedisServer, start: Start, known: threading.Event
+) -> None:
+    """The look-up of a name has no bound of its own."""
+    proxy = Proxy(server.port)
+    try:
+        worker = start(f"redis://redis.example:{proxy.port}/0", probe=60)
+        known.clear()
+        proxy.cut()
+        began = time.monotonic()
+        assert worker.emit(3) == ["outbox"] * 3
+        assert worker.bus.refresh() is False
+        print(f"answered after {time.monotonic() - began:.2f} s")
+        assert time.monotonic() - began < DEADLINE / 2
+        known.set()
+        worker.until_ok()
+        assert len(worker.numbers_held()) == 3
+    finally:
+        known.set()
+        proxy.close()
+
+
+def test_r51_who_waits_for_replicas_holds_up_nobody(server: RedisServer, start: Start) -> None:
+    """They wait together, on a connection of their own."""
+    worker = start(server.url)
+    at = worker.bus._copy._clock()
+    copies: list[int | None] = []
+
+    def emit(number: int) -> None:
+        event = Event(f"r{number}", "tick", "0", at, EVERYONE)
+        (receipt,) = worker.bus.publish([event], replicas=1)
+        copies.append(receipt.replicas)
+
+    with server.client() as client:
+        client.config_resetstat()
+        threads = [threading.Thread(target=emit, args=(number,)) for number in range(40)]
+        for thread in threads:
+            thread.start()
+        assert worker.emit(20) == ["log"] * 20
+        for thread in threads:
+            thread.join()
+        waits = client.info("commandstats")["cmdstat_wait"]["calls"]
+    assert copies == [0] * 40
+    assert waits < 10
+    assert worker.ears.of("announce") == []
+
+
 # -- Redis that goes and comes
 
 
@@ -392,7 +497,8 @@ def test_r55_r60_an_outage_is_survived(
         server.go_on()
     agree(one, other, count=13)
     for worker in (one, other):
-        assert worker.ears.of("announce") == ["degraded", "ok"]
+        said = partial(worker.ears.of, "announce")
+        worker.until(lambda said=said: said() == ["degraded", "ok"], "it is not said")  # type: ignore[misc]
         assert worker.bus.log.resolve(str(before)).resumed, "the log is the same one"
         held = worker.numbers_held()
         assert len(held) == len(set(held)) == 13
@@ -413,6 +519,73 @@ def test_r49_a_full_outbox_refuses(server: RedisServer, start: Start) -> None:
     server.start()
     agree(worker, count=3)
     assert len(worker.numbers_held()) == 3
+
+
+def test_r49_an_outbox_is_bounded_by_bytes_too(server: RedisServer, start: Start) -> None:
+    """Few large events fill it as many small ones do, and clients are given none beyond it.
+
+    A logout comes through; and when Redis is back there is room again.
+    """
+    large, bound = "x" * 10_000, 100_000
+    worker = start(server.url, outbox_bytes=bound)
+    server.kill()
+    worker.until_degraded()
+
+    def emit(id: str, type: str = "tick", body: str = f'"{large}"') -> str:
+        (receipt,) = worker.bus.publish([Event(id, type, body, time.time_ns() // 10**6, EVERYONE)])
+        return receipt.stored
+
+    kept = [emit(f"l{number}") for number in range(bound // (4 * len(large)))]
+    assert kept == ["outbox"] * len(kept)
+    with pytest.raises(OutboxFull, match=r"events of \d+ bytes wait for it, .* 100000 may"):
+        emit("full")
+    assert len(worker.ears.of("provisional")) == len(kept)
+    assert emit("bye", "hybrid.disconnect", '{"user":"eve"}') == "outbox"
+    assert emit("small", body="1") == "outbox", "there is room for this one"
+    server.start()
+    worker.until_ok()
+    server.kill()
+    worker.until(lambda: worker.bus.state == "degraded", "it never notices")
+    again = [emit(f"m{number}") for number in range(len(kept))]
+    assert again == ["outbox"] * len(kept)
+
+
+def test_r62_a_flush_ends_in_time_and_says_what_is_left(server: RedisServer, start: Start) -> None:
+    """For who is about to go: Redis is tried more often, and nobody is held up for it."""
+    worker = start(server.url)
+    assert worker.bus.flush(DEADLINE) == 0
+    server.stop()
+    worker.emit(2)
+    began = time.monotonic()
+    assert worker.bus.flush(0.3) == 2
+    print(f"a flush of 0.3 s took {time.monotonic() - began:.2f} s")
+    server.go_on()
+    assert worker.bus.flush(DEADLINE) == 0
+    assert len(worker.numbers_held()) == 2
+
+
+def test_r49_who_is_shut_out_is_told_behind_a_full_outbox(
+    server: RedisServer, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A logout finds a place of its own, and even that has an end."""
+    monkeypatch.setattr("hybrid.bus.outbox.CONTROL_ROOM", 2)
+    worker = start(server.url, outbox=1)
+    server.kill()
+    worker.until_degraded()
+    worker.emit(1)
+
+    def shut_out(user: str) -> str:
+        at = time.time_ns() // 1_000_000
+        body = f'{{"user":"{user}"}}'
+        order = Event(random_id(), "hybrid.revoke", body, at, Audience.of(users=()))
+        (receipt,) = worker.bus.publish([order])
+        return receipt.stored
+
+    assert [shut_out(user) for user in "ab"] == ["outbox"] * 2
+    with pytest.raises(OutboxFull):
+        shut_out("c")
+    server.start()
+    worker.until(lambda: len(worker.ears.of("control")) == 2, "they were never told")
 
 
 def test_a_worker_that_starts_without_redis_finds_it_later(
@@ -482,6 +655,101 @@ def test_ids_that_are_gone_are_found_again(server: RedisServer, start: Start) ->
     assert lost(worker) == []
 
 
+def test_r71_a_call_that_comes_through_late_is_no_second_event(
+    server: RedisServer, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer under way than an emit waits: it is kept, then it is stored after all, once."""
+    worker = start(server.url, probe=60)
+    publish, go_on = worker.store.publish, threading.Event()
+
+    def slow(events: Any, **how: Any) -> Any:
+        go_on.wait(DEADLINE)
+        return publish(events, **how)
+
+    monkeypatch.setattr(worker.store, "publish", slow)
+    began = time.monotonic()
+    assert worker.emit(1) == ["outbox"]
+    print(f"answered after {time.monotonic() - began:.2f} s")
+    assert worker.bus.state == "degraded"
+    assert worker.emit(2) == ["outbox"] * 2
+    go_on.set()
+    worker.until_ok()
+    assert len(worker.numbers_held()) == 3
+    assert worker.numbers_held() == sorted(worker.numbers_held())
+    assert worker.emit(1) == ["log"]
+
+
+def test_the_ids_of_a_long_log_are_read_in_steps(server: RedisServer, start: Start) -> None:
+    """Nobody waits long for Redis because of it, and what is in the log is not stored again."""
+    store = Store(server.url, NAMESPACE)
+    at = time.time_ns() // 1_000_000
+    events = [Event(f"i{number}", "tick", str(number), at, EVERYONE) for number in range(10_000)]
+    for place in range(0, len(events), 500):
+        store.publish(events[place : place + 500], new_epoch="e")
+    store.close()
+    worker = start(server.url)
+    with server.client() as client:
+        client.config_set("slowlog-log-slower-than", 0)
+        client.config_set("slowlog-max-len", 100_000)
+        client.delete(f"{{{NAMESPACE}}}:ids")
+        client.slowlog_reset()
+        (again,) = worker.bus.publish([events[5]])
+        assert again.cursor == worker.bus.log.cursor_at(6)
+        assert worker.emit(1) == ["log"]
+        calls = [
+            each["duration"] for each in client.slowlog_get(100_000) if b"EVAL" in each["command"]
+        ]
+        assert client.hlen(f"{{{NAMESPACE}}}:ids") == client.xlen(f"{{{NAMESPACE}}}:log")
+    print(f"{len(calls)} calls, the longest {max(calls) / 1000:.1f} ms")
+    assert len(calls) >= 8
+
+
+def test_an_id_that_is_in_the_log_twice_stops_nobody(server: RedisServer, start: Start) -> None:
+    """Somebody else may have put it there: the ids are read again once, and not for ever."""
+    worker = start(server.url)
+    log, _, ids = worker.store.keys
+    with server.client() as client:
+        worker.emit(3)
+        again = client.xrange(log, count=1)[0][1]
+        client.xtrim(log, maxlen=2)
+        client.delete(ids)
+        client.xadd(log, again | {"id": "n"}, id="4-0")
+        worker.emit(1)
+        assert client.hget(worker.store.keys[1], "indexed") is None
+
+
+def test_the_log_is_bounded_by_bytes(server: RedisServer) -> None:
+    """In Redis as well: large events make it shorter, and never empty."""
+    store = Store(server.url, NAMESPACE, max_events=1000, max_seconds=3600, max_bytes=100_000)
+    for number in range(20):
+        store.publish(
+            [Event(f"b{number}", "big", f'"{number:020000}"', 1, EVERYONE)], new_epoch="e"
+        )
+    entries = store.read(None).entries
+    assert [event.id for _, event in entries] == ["b16", "b17", "b18", "b19"]
+    huge = f'"{0:0200000}"'
+    store.publish([Event("huge", "big", huge, 1, EVERYONE)], new_epoch="e")
+    assert [event.id for _, event in store.read(None).entries] == ["huge"]
+    store.publish([Event("small", "small", "1", 1, EVERYONE)], new_epoch="e")
+    assert [event.id for _, event in store.read(None).entries] == ["small"]
+    with server.client() as client:
+        assert int(client.hget(store.keys[1], "bytes") or 0) < 500
+    store.close()
+
+
+def test_pages_are_bounded_by_bytes(server: RedisServer, start: Start) -> None:
+    """A log of large events is read in many answers, none of them larger than a line takes."""
+    worker = start(server.url)
+    at = worker.bus._copy._clock()
+    for number in range(30):
+        worker.bus.publish([Event(f"p{number}", "big", f'"{number:060000}"', at, EVERYONE)])
+    page = worker.store.read(None)
+    assert 1 < len(page.entries) <= PAGE_BYTES / 60_000
+    late = start(server.url)
+    assert late.bus.log.head == worker.bus.log.head
+    assert late.bus.log.cursor_at(1) == worker.bus.log.cursor_at(1)
+
+
 def test_a_flushed_script_cache_is_nobodys_trouble(server: RedisServer, start: Start) -> None:
     """The scripts are loaded again, within the same emit."""
     worker = start(server.url)
@@ -492,7 +760,9 @@ def test_a_flushed_script_cache_is_nobodys_trouble(server: RedisServer, start: S
     assert worker.ears.of("announce") == []
 
 
-def test_a_log_that_turns_back_is_a_gap(server: RedisServer, start: Start, tmp_path: Path) -> None:
+def test_r33_a_log_that_turns_back_is_a_gap(
+    server: RedisServer, start: Start, tmp_path: Path
+) -> None:
     """Restored from an older copy: the same epoch, fewer events; then others in their places."""
     one, other = start(server.url), start(server.url)
     one.emit(5)
@@ -517,6 +787,31 @@ def test_a_log_that_turns_back_is_a_gap(server: RedisServer, start: Start, tmp_p
     for worker in (one, other):
         assert worker.bus.log.resolve(str(between)).gap == "forked"
         assert worker.bus.log.resolve(str(common)).resumed, "what both lives share is provable"
+
+
+def test_r33_an_event_that_is_stored_again_behind_others_is_another_place(
+    server: RedisServer, start: Start, tmp_path: Path
+) -> None:
+    """Its storing was not answered, and lost: now it has the same offset and another past."""
+    x, lost_before, came_before = (Event(id, "tick", "1", 1, EVERYONE) for id in "xab")
+    store = Store(server.url, NAMESPACE)
+    (common,) = store.publish([Event("common", "tick", "0", 1, EVERYONE)], new_epoch="e")
+    with server.client() as client:
+        client.save()
+    shutil.copy(server.folder / "dump.rdb", tmp_path / "old.rdb")
+    _, first = (stored.cursor for stored in store.publish([lost_before, x], new_epoch="e"))
+    server.kill()
+    shutil.copy(tmp_path / "old.rdb", server.folder / "dump.rdb")
+    server.start()
+    _, second = (stored.cursor for stored in store.publish([came_before, x], new_epoch="e"))
+    assert (first.epoch, first.offset) == (second.epoch, second.offset)
+    assert store.read(first).verdict == "forked"
+    assert store.read(second).verdict == store.read(common.cursor).verdict == "ok"
+    worker = start(server.url)
+    assert worker.bus.log.resolve(str(first)).gap == "forked"
+    assert worker.bus.log.resolve(str(second)).resumed
+    (again,) = store.publish([x], new_epoch="e")
+    assert (again.cursor, again.prev) == (second, None), "a repeat has its place and its proof"
 
 
 def test_r32_r68_a_promoted_replica_that_lost_the_tail_is_a_gap(
@@ -599,9 +894,9 @@ def test_r64_errors_of_redis_are_outages(server: RedisServer, start: Start, erro
             client.client_kill_filter(_type="pubsub")
         assert one.emit(2) == ["outbox", "outbox"]
         assert one.bus.state == "degraded"
-        assert re.search(
-            {"OOM": "memory", "READONLY": "ReadOnly"}.get(error, "Auth"), one.bus.trouble
-        )
+        named = {"OOM": "memory", "READONLY": "ReadOnly"}.get(error, "Auth")
+        # A connection that was broken may be noticed before the reason is heard.
+        one.until(lambda: re.search(named, one.bus.trouble), "the reason is not told")
         if error == "OOM":
             client.config_set("maxmemory", "0")
         elif error == "READONLY":
@@ -609,6 +904,132 @@ def test_r64_errors_of_redis_are_outages(server: RedisServer, start: Start, erro
         else:
             client.config_set("requirepass", "")
     agree(one, other, count=2)
+
+
+def test_r64_a_redis_that_is_loading_is_waited_for(
+    server: RedisServer, start: Start, stack: ExitStack
+) -> None:
+    """It accepts connections and refuses commands; that is an outage like another."""
+    one, other = start(server.url), start(server.url)
+    one.emit(30)
+    agree(one, other, count=30)
+    with server.client() as client:
+        for number in range(1500):
+            client.set(f"other:{number}", "x" * 2000)
+        client.save()
+    server.kill()
+    # Microseconds for each key that is loaded, and bytes after which it answers in between.
+    slow = ["--key-load-delay", "5000", "--loading-process-events-interval-bytes", "1024"]
+    loading = threading.Thread(target=server.start, args=slow)
+    loading.start()
+    stack.callback(loading.join)
+    one.until(lambda: "Loading" in one.bus.trouble, "it is not loading")
+    assert one.emit(2) == ["outbox", "outbox"]
+    with server.client() as client:
+        client.config_set("key-load-delay", 0)
+    agree(one, other, count=32)
+    assert lost(one) == lost(other) == []
+
+
+def test_all_keys_are_in_one_slot_of_a_cluster(
+    tmp_path: Path, start: Start, stack: ExitStack
+) -> None:
+    """A node of a cluster runs the scripts; one that lost the slot says MOVED: an outage."""
+    node = stack.enter_context(
+        redis_server(
+            tmp_path / "node",
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "500"),
+        )
+    )
+    with node.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        end = time.monotonic() + DEADLINE
+        while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
+            assert time.monotonic() < end
+        one, other = start(node.url), start(node.url)
+        assert one.emit(5) == ["log"] * 5
+        agree(one, other, count=5)
+        slots = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in one.store.keys}
+        (slot,) = slots | {client.execute_command("CLUSTER", "KEYSLOT", one.store.channel)}
+        client.execute_command("CLUSTER", "DELSLOTS", slot)
+        assert one.emit(1) == ["outbox"]
+        one.until_degraded()
+        client.execute_command("CLUSTER", "ADDSLOTS", slot)
+        agree(one, other, count=6)
+
+
+def test_r69_a_clock_that_is_set_back_changes_nothing(
+    tmp_path: Path, start: Start, stack: ExitStack
+) -> None:
+    """An hour back, in the middle of it: order and ids are counted and not taken from a clock."""
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    libraries = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not libraries:
+        assert not os.environ.get("CI"), "no faketime; under CI nothing is skipped"
+        pytest.skip("no faketime here (on Debian: apt-get install faketime)")
+    server = stack.enter_context(
+        redis_server(
+            tmp_path / "redis",
+            # Debian's Redis comes with jemalloc, which asks for the time before this can answer.
+            program=find("valkey-8"),
+            environ={
+                "LD_PRELOAD": str(libraries[0]),
+                "FAKETIME_TIMESTAMP_FILE": str(clock),
+                "FAKETIME_NO_CACHE": "1",
+                "DONT_FAKE_MONOTONIC": "1",
+            },
+        )
+    )
+    one, other = start(server.url), start(server.url)
+    with server.client() as client:
+        one.emit(5)
+        before = client.time()[0]
+        clock.write_text("-3600")
+        assert client.time()[0] < before - 3000, "the clock was not set back"
+        one.emit(5)
+        other.emit(5)
+        clock.write_text("+0")
+        other.emit(5)
+    agree(one, other, count=20)
+    assert one.bus.log.last == 20
+    assert lost(one) == lost(other) == []
+
+
+def test_r72_twenty_workers_that_come_back_at_once_are_gentle(
+    server: RedisServer, start: Start
+) -> None:
+    """Each reads what it missed, once or twice, and not all in the same moment."""
+    server.kill()
+    server.start("--appendonly", "yes", "--appendfsync", "always")
+    workers = [start(server.url) for _ in range(20)]
+    workers[0].emit(10)
+    agree(*workers, count=10)
+    server.kill()
+    for worker in workers:
+        worker.until_degraded()
+        assert worker.emit(2) == ["outbox", "outbox"]
+    server.start("--appendonly", "yes", "--appendfsync", "always")
+    began = time.monotonic()
+    agree(*workers, count=50)
+    took = time.monotonic() - began
+    with server.client() as client:
+        calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    returns = {worker.bus._health.since for worker in workers}
+    print(f"20 workers back after {took:.1f} s: {calls} calls, {len(returns)} different moments")
+    # A probe, a reading before and after, the outbox, and a reading for each that was overtaken.
+    assert calls <= 20 * 12
+    assert len(returns) > 5, "all at once"
+
+
+def test_r66_nothing_reads_from_the_end_or_waits_in_redis() -> None:
+    """No `$` after which something could be skipped, no command that blocks past a timeout."""
+    sources = "".join(path.read_text() for path in (ROOT / "hybrid").rglob("*.py"))
+    scripts = "".join(path.read_text() for path in (ROOT / "hybrid").rglob("*.lua"))
+    for command in ("xread", "xreadgroup", "blpop", "brpop", "bzpopmin"):
+        assert f".{command}(" not in sources.lower()
+        assert f"'{command.upper()}'" not in scripts
+    assert "'$'" not in scripts
 
 
 def test_r59_a_flapping_redis_loses_nothing(server: RedisServer, start: Start) -> None:
@@ -651,7 +1072,7 @@ def test_r65_idle_costs_a_few_commands_and_two_connections(
             for name, figures in client.info("commandstats").items()
         }
         ours = [each for each in client.client_list() if each["name"] == "flask-hybrid"]
-    assert len(ours) == 2, "one listens, one commands"
+    assert len(ours) == 3, "one listens, one reads, one stores"
     assert calls.get("evalsha", 0) <= 6
     assert set(calls) <= {"evalsha", "publish", "hmget", "config|resetstat", "info", "client|list"}
     assert worker.bus.state == "ok"
@@ -663,14 +1084,14 @@ def test_r47_every_command_ends(server: RedisServer) -> None:
     client = connect(server.url)
     retry = client.get_retry()
     assert retry is not None
-    assert retry.get_retries() == 0
+    assert retry._retries == 0, "of redis-py, in all its versions"
     options = client.connection_pool.connection_kwargs
     assert 0 < options["socket_timeout"] < 0.5
     assert 0 < options["socket_connect_timeout"] < 0.5
     server.stop()
     with pytest.raises(redis.TimeoutError):
         client.ping()
-    client.close()
+    client.connection_pool.disconnect()
 
 
 @pytest.mark.parametrize(
@@ -680,6 +1101,101 @@ def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
     """At the start, and without the password."""
     with pytest.raises((ConfigError, ValueError)):
         connect(url)
+
+
+def test_foreign_bytes_and_doorbells_are_no_outage(server: RedisServer, start: Start) -> None:
+    """Who writes Latin-1 or nonsense harms nobody: not who is here, not who comes later."""
+    worker = start(server.url, probe=60)
+    with server.client() as client:
+        client.publish(worker.store.channel, "e x")
+        worker.until(lambda: worker.bus._copy.malformed == 1, "it is not counted")
+        script = client.register_script((LUA / "publish.lua").read_text())
+        latin = b'{"type":"t","data":"caf\xe9"}'
+        script(keys=worker.store.keys, args=[worker.store.channel, "e", "", "", "", "raw", latin])
+        with pytest.raises(redis.ResponseError, match="epoch"):
+            script(keys=worker.store.keys, args=[worker.store.channel, "a b", "", "", ""])
+    worker.until(lambda: worker.bus.log.find("raw"), "it is not taken in")
+    late = start(server.url)
+    assert late.bus.log.find("raw")
+    assert worker.emit(1) == late.emit(1) == ["log"]
+    assert worker.ears.of("announce") == late.ears.of("announce") == []
+
+
+@pytest.mark.parametrize("taken", [3, 500, 600])
+def test_a_log_with_a_hole_begins_after_it(server: RedisServer, start: Start, taken: int) -> None:
+    """Somebody deletes one event: processes that start read on behind it."""
+    worker = start(server.url)
+    events = [
+        Event(f"h{n}", "tick", str(n), worker.bus._copy._clock(), EVERYONE) for n in range(1, 601)
+    ]
+    worker.bus.publish(events)
+    with server.client() as client:
+        assert client.xdel(worker.store.keys[0], f"{taken}-0") == 1
+    late = start(server.url)
+    assert late.bus.state == "ok"
+    assert late.numbers_held() == list(range(taken + 1, 601))
+    assert late.emit(1) == ["log"]
+
+
+def test_an_event_that_redis_refuses_blocks_nobody(
+    server: RedisServer, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is dropped aloud; what stands behind it is stored, in order."""
+    worker = start(server.url)
+    server.stop()
+    worker.emit(2)
+    at = worker.bus._copy._clock()
+    worker.bus.publish([Event("not an id", "tick", "0", at, EVERYONE)])
+    worker.emit(2)
+    server.go_on()
+    worker.until_ok()
+    assert len(worker.numbers_held()) == 4
+    assert worker.numbers_held() == sorted(worker.numbers_held())
+    assert worker.bus.dropped == 1
+    assert "not an id" in caplog.text
+
+
+def test_the_outbox_is_stored_in_calls_that_a_thin_line_takes(
+    server: RedisServer, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounded by bytes, and halved where a call did not come through."""
+    worker = start(server.url)
+    server.stop()
+    at = worker.bus._copy._clock()
+    for number in range(20):
+        body = f'"{number:060000}"'
+        worker.bus.publish([Event(f"big{number}", "big", body, at, EVERYONE)])
+    for number in range(40):
+        body = f'"{number:01000}"'
+        worker.bus.publish([Event(f"small{number}", "small", body, at, EVERYONE)])
+    sizes: list[int] = []
+    original = worker.store.publish
+
+    def publish(events: Any, **how: Any) -> Any:
+        sizes.append(sum(len(event.body) for event in events))
+        if sizes[-1] > 10_000 and len(events) > 1:
+            raise redis.TimeoutError("the line is too thin")
+        return original(events, **how)
+
+    monkeypatch.setattr(worker.store, "publish", publish)
+    server.go_on()
+    worker.until(lambda: worker.bus.log.last >= 60 and worker.bus.state == "ok", "it is stuck")
+    assert max(sizes) <= 1 << 16
+
+
+def test_sentinels_are_asked_once(server: RedisServer) -> None:
+    """No ten tries at a host that is gone, and no connections without a bound."""
+    client = connect("redis+sentinel://127.0.0.1:1,127.0.0.1:2/main")
+    pool: Any = client.connection_pool
+    assert pool.max_connections < 1000
+    for sentinel in pool.sentinel_manager.sentinels:
+        assert sentinel.connection_pool.connection_kwargs["retry"].get_retries() == 0
+
+
+@pytest.mark.parametrize("at", ["-1", "1e300", "9007199254740992"])
+def test_a_time_that_nobody_can_count_is_now(at: str) -> None:
+    """Clients in JavaScript read it."""
+    assert decode("a", f'{{"type":"t","at":{at}}}', 17) == decode("a", '{"type":"t"}', 17)
 
 
 def test_unix_sockets_work(tmp_path: Path, start: Start, stack: ExitStack) -> None:

@@ -5,13 +5,17 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from servers import DEADLINE, PREFIX, RawStream, Server, gunicorn
+from hybrid.instance import RESERVED
+from proxies import certificate
+from servers import DEADLINE, PREFIX, RawStream, Server, free_port, gunicorn
 
 pytestmark = pytest.mark.server
 
@@ -58,6 +62,7 @@ def test_every_way_out_delivers_the_same(tmp_path: Path, worker: str, direct: st
         worker=worker,
         heartbeat_seconds=0.3,
         direct_writes=direct,
+        max_connections=6,
     ) as server:
         with server.stream("user=alice") as alice, server.stream("user=bob") as bob:
             alice.hello(), bob.hello()
@@ -76,6 +81,26 @@ def test_every_way_out_delivers_the_same(tmp_path: Path, worker: str, direct: st
         assert (status, [event["data"] for event in answer["events"]]) == (200, [0])
         server.until_open(0)
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_streams_do_not_take_all_threads(tmp_path: Path) -> None:
+    """gthread: refused with the reason, and clients poll; unless a bound of one's own is set."""
+    with gunicorn(tmp_path / "log", "--threads", "4", worker="gthread") as server:
+        for _ in range(4):
+            refused = server.stream("user=al")
+            assert refused.read_head() == 503
+        cursor = server.call("GET", f"{PREFIX}/polling?wait=20")[1]["cursor"]
+        began = time.monotonic()
+        assert server.call("GET", f"{PREFIX}/polling?wait=25&since={cursor}")[1]["events"] == []
+        assert time.monotonic() - began < 20, "a long poll was held"
+        assert server.call("GET", f"{PREFIX}/health/live")[0] == 200
+        assert "HYBRID_MAX_CONNECTIONS" in (tmp_path / "log").read_text()
+    with gunicorn(
+        tmp_path / "own", "--threads", "4", worker="gthread", max_connections=2
+    ) as server:
+        # One after the other: threads take what comes at once in any order.
+        assert [server.stream("user=al").read_head() for _ in range(3)] == [200, 200, 503]
+        assert server.call("GET", f"{PREFIX}/health/live")[0] == 200
 
 
 def test_a_long_poll_is_answered_by_the_event(server: Server) -> None:
@@ -186,7 +211,7 @@ def test_r16_a_stream_given_up_before_its_first_byte_leaks_nothing(server: Serve
     for _ in range(100):
         server.stream().close()
     server.until_open(0)
-    server.until(lambda: server.internals() == before, f"not {before} again")
+    server.until_nothing_stays(before)
 
 
 def test_r25_five_thousand_streams_come_and_go_and_nothing_stays(server: Server) -> None:
@@ -206,7 +231,7 @@ def test_r25_five_thousand_streams_come_and_go_and_nothing_stays(server: Server)
         for stream in batch:
             stream.close()
     server.until_open(0)
-    server.until(lambda: server.internals() == before, f"not {before} again")
+    server.until_nothing_stays(before)
 
 
 def test_r21_two_thousand_idle_streams_at_once(tmp_path: Path) -> None:
@@ -245,6 +270,7 @@ def test_r13_a_sync_worker_refuses_streams_and_still_polls(tmp_path: Path) -> No
             with server.stream() as stream:
                 assert stream.read_head() == 503
                 assert "poll" in stream.rest()
+        assert "gunicorn -k gevent" in server.call("GET", f"{PREFIX}/health/ready")[1]["alerts"][0]
         cursor = server.call("GET", f"{PREFIX}/polling")[1]["cursor"]
         server.emit(data=1)
         status, answer = server.call("GET", f"{PREFIX}/polling?since={cursor}&wait=20")
@@ -253,6 +279,46 @@ def test_r13_a_sync_worker_refuses_streams_and_still_polls(tmp_path: Path) -> No
         assert server.call("GET", f"{PREFIX}/polling?since={answer['cursor']}&wait=20")[0] == 200
     log = (tmp_path / "log").read_text()
     assert log.count("gunicorn -k gevent") == 1
+
+
+def test_r10_http2_inside_gunicorn_refuses_streams_and_still_polls(tmp_path: Path) -> None:
+    """A stream would block the other requests of its connection: 503 at once, the fix in the log.
+
+    A client that speaks HTTP/1.1 to the same server gets its stream.
+    """
+    certificate(tmp_path)
+    tls = ("--certfile", f"{tmp_path}/fullchain.pem", "--keyfile", f"{tmp_path}/privkey.pem")
+    log, port = tmp_path / "log", free_port()
+    with (
+        gunicorn(log, *tls, "--http-protocols", "h2,h1", port=port, wait=False),
+        httpx.Client(http2=True, verify=False, timeout=DEADLINE) as client,
+        httpx.Client(verify=False, timeout=DEADLINE) as old,
+    ):
+        site = f"https://127.0.0.1:{port}{PREFIX}"
+        until_it_answers(client, f"{site}/health/live")
+        for _ in range(2):
+            refused = client.get(f"{site}/sse")
+            assert (refused.http_version, refused.status_code) == ("HTTP/2", 503)
+            assert "poll" in refused.json()["detail"]
+            assert int(refused.headers["retry-after"]) > 0
+        cursor = client.get(f"{site}/polling").json()["cursor"]
+        assert client.get(f"{site}/polling?since={cursor}&wait=20").json()["events"] == []
+        with old.stream("GET", f"{site}/sse") as stream:
+            assert (stream.http_version, stream.status_code) == ("HTTP/1.1", 200)
+            assert "hybrid.hello" in next(stream.iter_text())
+    assert log.read_text().count("HTTP/2 at the proxy") == 1
+    assert "Traceback" not in log.read_text()
+
+
+def until_it_answers(client: httpx.Client, url: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while True:
+        assert time.monotonic() < end
+        try:
+            client.get(url)
+            return
+        except httpx.TransportError:
+            time.sleep(0.05)  # nothing listens yet: there is nobody to wait for
 
 
 def test_r29_the_boundary_event_is_neither_repeated_nor_skipped(server: Server) -> None:
@@ -336,8 +402,151 @@ def test_disconnect_ends_all_streams_of_a_user(server: Server) -> None:
         kim.hello(), lee.hello()
         assert server.call("POST", "/disconnect?user=kim") == (200, {"told": 1})
         (bye,) = kim.take(1, "hybrid.bye")
-        assert json.loads(bye.data) == {"reason": "kicked", "after": 0}
-        kim.rest()
+        assert json.loads(bye.data) == {"reason": "kicked", "after": 1000}
+        kim.rest()  # to the last chunk
+        assert kim.sock.recv(1) == b""
         server.emit(data=1)
         lee.take(1)
     server.until_open(0)
+
+
+# -- the request ends and the stream goes on
+
+
+def test_a_stream_costs_a_descriptor_and_neither_greenlet_nor_request(server: Server) -> None:
+    """The hub takes the connection over; gunicorn has logged its request and counts it no more."""
+    server.until_open(0)
+    with server.stream() as first:
+        first.hello()
+        first.until(lambda _: server.internals()["watched"] == 1)
+        before = server.internals()
+        streams = [server.stream() for _ in range(50)]
+        for stream in streams:
+            stream.hello()
+        server.until(lambda: server.internals()["watched"] == 51, "not taken over")
+        # The last request may be about to end.
+        wanted = before["descriptors"] + 50, before["greenlets"]
+
+        def settled() -> bool:
+            now = server.internals()
+            return now["descriptors"] == wanted[0] and now["greenlets"] <= wanted[1]
+
+        server.until(settled, f"never {wanted}")
+        server.emit(data=1)
+        for stream in [first, *streams]:
+            stream.take(1)
+            stream.close()
+    server.until_open(0)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_long_poll_costs_no_more_than_a_stream(server: Server, version: str) -> None:
+    """No greenlet and no request are held for it; its answer is a whole one, then the end."""
+    server.until_open(0)
+    with server.stream() as first:
+        first.hello()
+        server.until(lambda: server.internals()["watched"] == 1, "not taken over")
+        before = server.internals()["greenlets"]
+        cursor = server.call("GET", f"{PREFIX}/polling")[1]["cursor"]
+        polls = []
+        for number in range(30):
+            poll = socket.create_connection(("127.0.0.1", server.port), DEADLINE)
+            target = f"{PREFIX}/polling?since={cursor}&wait=25&user=u{number % 2}"
+            poll.sendall(f"GET {target} HTTP/{version}\r\nHost: test\r\n\r\n".encode())
+            polls.append(poll)
+        server.until(lambda: server.internals()["watched"] == 31, "not taken over")
+        server.until(
+            lambda: server.internals()["greenlets"] <= before, f"never {before} greenlets again"
+        )
+        ids = server.emit(data="for all")
+        for poll in polls:
+            answer = b""
+            while data := poll.recv(65536):
+                answer += data
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(f"HTTP/{version} 200".encode())
+            if version == "1.1":
+                parts = body.split(b"\r\n")
+                assert parts[0] == b"1"
+                assert parts[-3:] == [b"0", b"", b""]
+                body = parts[1] + parts[3]
+            assert [event["id"] for event in json.loads(body)["events"]] == ids
+            poll.close()
+    server.until_open(0)
+
+
+def test_the_access_log_has_a_line_for_each_stream_when_it_begins(tmp_path: Path) -> None:
+    """One line, with the status; the end of the stream, hours later, is the monitor's to count."""
+    with gunicorn(tmp_path / "log", "--access-logfile", "-") as server:
+        with server.stream("user=kim") as stream:
+            stream.hello()
+            server.until(lambda: server.internals()["watched"] == 1, "not taken over")
+            lines = [li for li in (tmp_path / "log").read_text().splitlines() if "/sse" in li]
+            assert len(lines) == 1
+            assert '"GET /api/realtime/sse?user=kim HTTP/1.1" 200' in lines[0]
+        server.until_open(0)
+        text = (tmp_path / "log").read_text()
+        assert text.count("/sse") == 1
+        assert "Traceback" not in text
+
+
+def test_what_a_client_sends_on_its_stream_is_not_answered_into_it(server: Server) -> None:
+    """A pipelined request stays unread, and does not hide that the client leaves."""
+    server.until_open(0)
+    stream = server.stream()
+    stream.hello()
+    stream.sock.sendall(b"GET /internals HTTP/1.1\r\nHost: test\r\n\r\n")
+    server.emit(data=1)
+    stream.take(1)
+    server.emit(data=2)
+    assert numbers(stream) == [1] or numbers(stream) == [1, 2]
+    stream.take(2)
+    assert {block.type for block in stream.blocks} == {"hybrid.hello", "tick"}
+    stream.close()
+    server.until_open(0)
+
+
+def test_a_body_that_a_middleware_wraps_stays_with_the_server(tmp_path: Path) -> None:
+    """What changes response bodies sees every byte; and the client's leaving is seen at once."""
+    with gunicorn(tmp_path / "log", app="server_app:censored", heartbeat_seconds=25) as server:
+        idle = server.internals()["greenlets"]
+        with server.stream() as stream:
+            stream.hello()
+            for number in range(20):
+                server.emit(data=f"secret {number}")
+            assert [json.loads(b.data) for b in stream.take(20)] == [
+                f"...... {number}" for number in range(20)
+            ]
+            assert server.internals()["greenlets"] == idle + 1
+        server.until_open(0)
+        assert server.monitor()["connections"]["closed"] == {"client": 1}
+        server.until(lambda: server.internals()["greenlets"] == idle, "a greenlet stayed")
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_streams_stop_before_the_descriptors_do(tmp_path: Path) -> None:
+    """With none left gunicorn could not even accept a health check; so the cap gives way, aloud."""
+    with gunicorn(tmp_path / "log", descriptors=RESERVED + 5) as server:
+        streams = [server.stream() for _ in range(5)]
+        for stream in streams:
+            stream.hello()
+        with server.stream() as refused:
+            assert refused.read_head() == 503
+        assert server.monitor()["connections"]["max"] == 5
+        assert any("ulimit -n" in alert for alert in server.monitor()["instance"]["alerts"])
+    text = (tmp_path / "log").read_text()
+    assert "ulimit -n" in text
+    assert "Traceback" not in text
+
+
+def test_a_worker_with_live_streams_has_nothing_to_wait_for(tmp_path: Path) -> None:
+    """On SIGTERM it ends before graceful_timeout would have killed it."""
+    with gunicorn(tmp_path / "log", "--graceful-timeout", "60") as server:
+        streams = [server.stream() for _ in range(20)]
+        for stream in streams:
+            stream.hello()
+        server.process.terminate()
+        assert server.process.wait(DEADLINE) == 0
+    text = (tmp_path / "log").read_text()
+    assert "graceful timeout" not in text
+    assert "Traceback" not in text

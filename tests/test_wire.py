@@ -161,6 +161,18 @@ def test_a_frame_is_read_as_the_table_says(case: dict[str, Any], size: int) -> N
     assert parser.retry == case.get("retry")
 
 
+def test_r71_the_mutant_that_cuts_at_other_line_ends_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`str.splitlines` ends lines where the standard does not: the table notices."""
+
+    class Mutant:
+        split = staticmethod(str.splitlines)
+
+    monkeypatch.setattr("hybrid.wire._LINE_END", Mutant)
+    assert any(Parser().feed(encoded(case)) != expected(case) for case in CASES)
+
+
 @pytest.mark.parametrize("size", [1 << 30, 1, 3, 7])
 def test_frames_in_a_row_do_not_touch_each_other(size: int) -> None:
     """A frame ends itself: whatever follows starts afresh."""

@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from hybrid.events import Cursor, Event
-from hybrid.log import Log, Start
+from hybrid.log import UNHEARD, Log, Start
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of an emit: `stored` is `log` (with its cursor) or `outbox` (without)."""
+    """What became of an emit: `stored` is `log` (with its cursor) or `outbox` (without).
+
+    `replicas` is how many copies of the log had it a moment later, where that was asked.
+    """
 
     id: str
     stored: Literal["log", "outbox"]
     cursor: Cursor | None
+    replicas: int | None = None
 
 
 class Local(Protocol):
@@ -48,11 +52,20 @@ class Local(Protocol):
 class Bus(Protocol):
     """What the rest of the package asks of a bus."""
 
-    log: Log
-    trouble: str
-    """Why it is degraded; empty while it is ok."""
-    deaf: bool
-    """Whether what is published does not arrive here."""
+    @property
+    def log(self) -> Log:
+        """This process's copy of the log, or the log itself."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why it is degraded; empty while it is ok."""
+        ...
+
+    @property
+    def deaf(self) -> bool:
+        """Whether what is published does not arrive here."""
+        ...
 
     @property
     def waiting(self) -> int:
@@ -63,16 +76,33 @@ class Bus(Protocol):
         """Begin; returns when the log is here, after `patience` seconds at the latest."""
 
     def stop(self) -> None:
-        """End what `start` began."""
+        """End what `start` began; returns when it has ended, or after a few seconds."""
 
     @property
     def state(self) -> Literal["ok", "degraded"]:
         """Whether the shared log is in reach."""
         ...
 
-    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+    def refresh(self) -> bool:
+        """See to it that `log` has all that was stored before this call; False if it cannot."""
+        ...
+
+    def held(self, id: str) -> Event | None:
+        """The event with this id, where it is in this process's log or waits to be stored."""
+        ...
+
+    def flush(self, timeout: float) -> int:
+        """Have everything stored that waits; returns after `timeout` seconds at the latest.
+
+        How many events are left.
+        """
+        ...
+
+    def publish(self, events: Sequence[Event], *, replicas: int = 0) -> list[Receipt]:
         """Store the events, all or none, or say that they could not be.
 
+        With `replicas`, wait a moment for so many copies of the log to have them, and say how
+        many do: fewer is no failure.
         An event whose id the log holds already stays as it is. Raises `OutboxFull` when it can
         be neither stored nor kept.
         """
@@ -82,11 +112,22 @@ class Bus(Protocol):
 def begin(bus: Bus, since: str | None, *, max_replay: int | None) -> tuple[Start, str | None]:
     """Where a client begins, and its cursor again if that cannot be judged now.
 
-    While the shared log is out of reach, a cursor that is not in this process's copy may well be
-    in the log: another process may have seen more of it. What follows for the client is decided
-    when the log is back.
+    A cursor that is not in this process's copy of the log may well be in the log itself: another
+    process was a moment faster. So the log is asked; and while that is out of reach, what
+    follows for the client is decided when it is back.
     """
     start = bus.log.resolve(since, max_replay=max_replay)
-    if bus.state == "degraded" and start.gap in ("epoch", "rollback", "forked"):
-        return Start(bus.log.head), since
-    return start, None
+    if start.gap not in UNHEARD:
+        return start, None
+    if bus.refresh():
+        return bus.log.resolve(since, max_replay=max_replay), None
+    return Start(bus.log.head), since
+
+
+def settle_late(bus: Bus, local: Local, start: Start) -> None:
+    """For a client that has just been taken in: the way back may have ended a moment before.
+
+    Who comes earlier, or later, is settled with all others.
+    """
+    if start.pending and bus.state == "ok" and bus.refresh():
+        local.settle()

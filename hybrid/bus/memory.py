@@ -32,14 +32,26 @@ class MemoryBus:
     def stop(self) -> None:
         """Nothing is to be stopped."""
 
-    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+    def refresh(self) -> bool:
+        """There is no other log to ask."""
+        return True
+
+    def flush(self, timeout: float) -> int:
+        """Nothing ever waits."""
+        return 0
+
+    def held(self, id: str) -> Event | None:
+        cursor = self.log.find(id)
+        return self.log.event_at(cursor) if cursor else None
+
+    def publish(self, events: Sequence[Event], *, replicas: int = 0) -> list[Receipt]:
         receipts = []
         for event in events:
             with self._lock:
                 cursor = self.log.find(event.id)
                 if cursor is None:
                     cursor = self.log.append(event, self._clock()).event.cursor
-            receipts.append(Receipt(event.id, "log", cursor))
+            receipts.append(Receipt(event.id, "log", cursor, 0 if replicas else None))
             if event.type.startswith(CONTROL):
                 self._local.control(event)
         self._local.ring()

@@ -1,69 +1,62 @@
 """The bus of many processes: one shared log in Redis, a copy of its end in each process.
 
-The stream in Redis is the truth; a published message is a doorbell that happens to carry the
-event. A process takes a message only if it is the next one: offset one higher, and the id that
-it names as its predecessor is the newest one here. Anything else means reading the stream.
-
 The bus is `ok` or `degraded`. It is ok exactly while this process has heard a message of its
-own through Redis, has read the stream since, and no command has failed after that. Degraded, an
-emit goes into the outbox, in order and with a bound, and to this process's clients without a
-cursor: cursors always belong to the shared log. The way back is always the same: subscribe, hear
-oneself, read what others stored, store the outbox with the same event ids (those that Redis
-has already stay as they are), and say so.
+own through Redis, has read the stream since, and no command has failed after that. Then emits
+queue up and are stored together, one call after the other (`courier.py`), and each waits for its
+place in the log, but no longer than `PATIENCE`.
 
-One thread (a greenlet under gevent) does all of it; emits only store, and say when that failed.
+Degraded, an emit goes into the outbox, in order and with a bound, and to this process's clients
+without a cursor: cursors always belong to the shared log. On the way back (`listener.py`) the
+outbox is stored with the same event ids; those that Redis has already stay as they are. That is
+why an emit whose answer is late may go there too: it is stored once, and never in another's place.
+
+Who owns what: the copy owns the log, health the state, the courier who waits, the outbox what was
+kept. One lock is theirs together, since an event passes from one to the next: whoever holds it
+sees each event in exactly one place. It is held for no call to Redis.
 """
 
-import itertools
 import logging
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import redis
 
 from hybrid.bus import Local, Receipt
-from hybrid.bus.store import TIMEOUT, Store, Stored, decode
-from hybrid.errors import OutboxFull
-from hybrid.events import CONTROL, Cursor, Event, random_id
+from hybrid.bus.copy import Copy
+from hybrid.bus.courier import Courier, Errand, Gate
+from hybrid.bus.health import Health
+from hybrid.bus.listener import Listener
+from hybrid.bus.outbox import Outbox, load
+from hybrid.bus.store import FAILURE, Store
+from hybrid.events import Cursor, Event, random_id
 from hybrid.log import Log
 
 logger = logging.getLogger("hybrid")
 
-Failure = (redis.RedisError, OSError)
-BATCH = 50
-"""Events of the outbox in one call."""
-LISTEN = 0.5
-"""Seconds until the listener looks whether an emit has failed meanwhile."""
-RETRY_BASE, RETRY_CAP = 0.2, 5.0
-STEADY = 5.0
-"""Seconds that a connection has to last until the delay before the next one is short again."""
+PATIENCE = 0.9
+"""Seconds that an emit waits for Redis; with the rest of its work it stays below one."""
+JOIN = 1.0
+"""Seconds that `stop` waits for each thread, which may be in the middle of a call."""
+LOOK = 0.01
+"""Seconds between two looks of who waits until everything is stored."""
+REFRESH = 0.05
+"""Seconds between two readings that clients cause: cursors that lead nowhere are for the asking."""
 
 
-class Deaf(redis.RedisError):
-    """Redis answers commands, but what is published does not arrive here."""
-
-
-def place(log: Log, epoch: str, offset: int, prev: str, id: str) -> str:
-    """What a stored event is to this log: `next`, a `repeat`, or a reason to `sync`."""
-    head = log.head
-    if epoch != head.epoch:
-        return "sync"
-    if offset == head.offset + 1:
-        return "next" if prev == head.id else "sync"
-    known = log.cursor_at(offset)
-    return "repeat" if known is not None and known.id == id else "sync"
+def _all(asked: Iterable[object]) -> int:
+    return sum(1 for _ in asked)
 
 
 class RedisBus:
     """See the module's docstring.
 
     `make_log` gives an empty log that begins after a cursor. `clock` is Unix milliseconds.
-    `outbox` is the most events kept while Redis is away; `probe` the seconds of silence after
-    which the subscription is tried. `monotonic` is a clock in seconds.
+    `outbox` is the most events kept while Redis is away, `outbox_bytes` the memory that they may
+    take; `probe` the seconds of silence after which the subscription is tried. `monotonic` is a
+    clock in seconds.
     """
 
     def __init__(
@@ -76,35 +69,79 @@ class RedisBus:
         clock: Callable[[], int],
         outbox: int,
         probe: float,
+        outbox_bytes: int = 64 * 1024 * 1024,
         monotonic: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random.random,
         new_id: Callable[[], str] = random_id,
+        make_gate: Callable[[], Gate] = Gate,
     ) -> None:
-        self.log = log
-        self.state: Literal["ok", "degraded"] = "degraded"
-        self.since = clock()
-        self.trouble = "not connected yet"
-        self.deaf = False
-        self.syncs = 0
-        self.degradations = 0
+        self.dropped = 0
+        """Events that Redis refused for good."""
+        self.on_aside: Callable[[str], object] = lambda _: None
+        """Called with what processes tell each other besides events (`a …` on the channel)."""
+        self.on_lost: Callable[[BaseException], object] = lambda _: None
+        """Called with the reason when Redis is out of reach from now on, with the lock held: it
+        may neither block nor log."""
         self._store = store
         self._local = local
-        self._make_log = make_log
-        self._clock = clock
-        self._probe_after = probe
         self._monotonic = monotonic
-        self._random = random
         self._new_id = new_id
-        self._outbox: deque[Event] = deque()
-        self._outbox_bound = outbox
-        self._flushing = False
         self._lock = threading.RLock()
-        self._known = False
-        self._ear = f"{store.channel}:{new_id()}"
-        self._token = itertools.count()
-        self._running = False
+        self._outbox = Outbox(outbox, outbox_bytes)
+        self._sealed = False
+        """Whether what is kept now is about to be stored, and not handed out before."""
+        self._running = True
         self._wake = threading.Event()
-        self._settled = threading.Event()
+        self._health = Health(
+            self._lock, clock=clock, announce=local.announce, on_lost=self._keep_all
+        )
+        self._copy = Copy(
+            store,
+            local,
+            self._lock,
+            log=log,
+            make_log=make_log,
+            clock=clock,
+            monotonic=monotonic,
+            new_id=new_id,
+        )
+        self._storing = Courier[Sequence[Event], list[Receipt]](
+            self._store_lists, load=load, lock=self._lock, name="hybrid-store", make_gate=make_gate
+        )
+        self._reading = Courier[float, None](
+            self._read_for_all, load=_all, lock=self._lock, name="hybrid-read", make_gate=make_gate
+        )
+        self._counting = Courier[int, int](
+            self._count_copies, load=_all, lock=self._lock, name="hybrid-ack", make_gate=make_gate
+        )
+        self._listener = Listener(
+            store,
+            self._copy,
+            self._health,
+            recover=self._recover,
+            on_aside=lambda text: self.on_aside(text),
+            probe=probe,
+            monotonic=monotonic,
+            random=random,
+            rest=self._rest,
+            new_id=new_id,
+        )
+
+    @property
+    def log(self) -> Log:
+        return self._copy.log
+
+    @property
+    def state(self) -> Literal["ok", "degraded"]:
+        return self._health.state
+
+    @property
+    def trouble(self) -> str:
+        return self._health.trouble
+
+    @property
+    def deaf(self) -> bool:
+        return self._health.deaf
 
     @property
     def waiting(self) -> int:
@@ -113,280 +150,216 @@ class RedisBus:
 
     def start(self, patience: float) -> None:
         """Begin to listen; returns when the log is here, after `patience` seconds at most."""
-        self._running = True
-        threading.Thread(target=self._run, name="hybrid-bus", daemon=True).start()
-        self._settled.wait(patience)
+        self._storing.start()
+        self._reading.start()
+        self._listener.start()
+        self._health.known.wait(patience)
 
     def stop(self) -> None:
-        """Let the listener end soon."""
+        """End the threads; returns when they have ended, within a few seconds at most."""
         self._running = False
+        self._listener.stop()
         self._wake.set()
+        for courier in (self._storing, self._reading, self._counting):
+            courier.stop(JOIN)
+        self._listener.join(JOIN)
+        self._store.close()
+
+    def flush(self, timeout: float) -> int:
+        """Have everything stored that waits; returns after `timeout` seconds at the latest.
+
+        While Redis is away it is tried more often than usual. How many events are left.
+        """
+        end = self._monotonic() + timeout
+        self._listener.hurried = True
+        self._wake.set()
+        try:
+            while self._outbox or self._storing.busy:
+                if self._monotonic() >= end:
+                    break
+                time.sleep(LOOK)
+        finally:
+            self._listener.hurried = False
+        return len(self._outbox)
+
+    def lost(self, error: Exception) -> None:
+        """Somebody else has waited for Redis in vain: no emit is to find that out again."""
+        self._health.lost(error)
+
+    def refresh(self) -> bool:
+        """Have the stream read, if nobody has after this call began; as patient as an emit."""
+        with self._lock:
+            if self.state == "degraded":
+                return False
+            errand = self._reading.ask(self._monotonic())
+        if not errand.wait(PATIENCE):
+            self._health.lost(redis.TimeoutError(f"no answer within {PATIENCE} s"))
+        return self.state == "ok"
+
+    def _read_for_all(self, asked: Sequence[float]) -> list[None]:
+        if self._copy.read_at <= asked[-1]:
+            self._rest(max(0.0, self._copy.read_at + REFRESH - self._monotonic()))
+            try:
+                self._copy.catch_up()
+            except FAILURE as error:
+                self._health.lost(error)
+        return [None] * len(asked)
+
+    def held(self, id: str) -> Event | None:
+        """The event with this id, of the log or of the outbox."""
+        log = self.log
+        cursor = log.find(id)
+        return (log.event_at(cursor) if cursor else None) or self._outbox.get(id)
+
+    def _rest(self, seconds: float) -> None:
+        if self._wake.wait(seconds) and self._running:
+            self._wake.clear()
 
     # -- emitting
 
-    def publish(self, events: Sequence[Event]) -> list[Receipt]:
+    def publish(self, events: Sequence[Event], *, replicas: int = 0) -> list[Receipt]:
         """Store the events, all or none; while Redis is away, keep them. Raises `OutboxFull`."""
-        tried = False
-        if self.state == "ok":
-            try:
-                places = self._store.publish(events, new_epoch=self._new_id())
-            except Failure as error:
-                tried = True
-                self._fail(error)
-            else:
-                for place, event in zip(places, events, strict=True):
-                    self._take(place, event)
-                return [
-                    Receipt(event.id, "log", Cursor(place.epoch, place.offset, event.id))
-                    for place, event in zip(places, events, strict=True)
-                ]
+        end = self._monotonic() + PATIENCE
         with self._lock:
-            # An event that was tried may be in the log: to refuse it could be a lie. There are
-            # no more of these than emits were under way when Redis went.
-            if len(self._outbox) + len(events) > self._outbox_bound and not tried:
-                raise OutboxFull(
-                    f"Redis is away; {len(self._outbox)} events wait for it, and no more than"
-                    f" {self._outbox_bound} may"
-                )
-            return [self._keep(event) for event in events]
+            if self.state == "degraded":
+                self._outbox.require_room(events)
+                return [self._keep(event) for event in events]
+            errand = self._storing.ask(events)
+        if not errand.wait(end - self._monotonic()):
+            self._health.lost(redis.TimeoutError(f"no answer within {PATIENCE} s"))
+        if errand.error is not None:
+            raise errand.error
+        receipts = errand.answer
+        assert receipts is not None
+        if replicas and all(receipt.stored == "log" for receipt in receipts):
+            copies = self._copies(replicas, end)
+            return [Receipt(each.id, "log", each.cursor, copies) for each in receipts]
+        return receipts
+
+    def _store_lists(self, lists: Sequence[Sequence[Event]]) -> list[list[Receipt]]:
+        """What the courier does: all in one call."""
+        events = [event for each in lists for event in each]
+        try:
+            receipts = iter(self._store_events(events))
+        except FAILURE as error:
+            self._health.lost(error)
+            raise  # to nobody: whoever was waiting has been told that it is kept
+        return [[next(receipts) for _ in each] for each in lists]
+
+    def _store_events(self, events: Sequence[Event]) -> list[Receipt]:
+        """Store them in one call, and take them in."""
+        places = self._store.publish(events, new_epoch=self._new_id())
+        for place, event in zip(places, events, strict=True):
+            self._copy.take(place, event)
+        with self._lock:
+            self._outbox.drop(events)  # who waits may have given up, and has kept them
+        return [
+            Receipt(event.id, "log", place.cursor)
+            for place, event in zip(places, events, strict=True)
+        ]
+
+    def _keep_all(self, error: BaseException) -> None:
+        """It is degraded now: what waits for a place is kept, in order, and its emits are told.
+
+        There is room for them: that is no more than emits were under way. And one that was tried
+        may be in the log, so that to refuse it could be a lie.
+        """
+        self.on_lost(error)  # first: who is told below goes on to ask elsewhere
+        for errand in self._storing.withdraw_all():
+            errand.settle([self._keep(event) for event in errand.what])
 
     def _keep(self, event: Event) -> Receipt:
-        # A reply that was lost says nothing about the event: it may have come back already.
+        # An answer that was lost says nothing about the event: it may have come back already.
         heard = self.log.find(event.id)
         if heard is not None:
             return Receipt(event.id, "log", heard)
-        if any(kept.id == event.id for kept in self._outbox):
-            return Receipt(event.id, "outbox", None)
-        self._outbox.append(event)
-        if not self._flushing:
-            self._local.provisional(event)
-        if self.state == "ok":
-            # The way back was finished between the failure and now: there is nobody else to
-            # store what is left here.
-            self._degrade("an event was left in the outbox")
+        if event.id not in self._outbox:
+            self._outbox.add(event, shown=not self._sealed)
+            if not self._sealed:
+                self._local.provisional(event)
         return Receipt(event.id, "outbox", None)
 
-    # -- taking in
+    def _copies(self, wanted: int, end: float) -> int:
+        """How many replicas have what was stored by now; 0 where nobody says so in time."""
+        self._counting.start()
+        errand: Errand[int, int] = self._counting.ask(wanted)
+        if not errand.wait(end - self._monotonic()):
+            self._counting.withdraw(errand)
+        return errand.answer or 0
 
-    def _take(self, stored: Stored, event: Event) -> str:
-        """Append a stored event if it is the next one. Anything else the doorbell brings."""
-        with self._lock:
-            what = place(self.log, stored.epoch, stored.offset, stored.prev or "", event.id)
-            if what == "next":
-                self._append(self.log, event)
-        if what == "next":
-            if event.type.startswith(CONTROL):
-                self._local.control(event)
-            self._local.ring()
-        return what
+    def _count_copies(self, wanted: Sequence[int]) -> list[int]:
+        return [self._store.copies(max(wanted))] * len(wanted)
 
-    def _append(self, log: Log, event: Event) -> None:
-        # The clocks of other hosts may be wrong: an event is not to expire as it arrives.
-        log.append(event, min(event.at, self._clock()))
-
-    def _hear(self, message: str) -> None:
-        """A message of the channel."""
-        kind, _, rest = message.partition(" ")
-        if kind != "e":
-            return  # of a later version
-        epoch, offset, prev, id, text = rest.split(" ", 4)
-        event = decode(id, text, self._clock())
-        if self._take(Stored(epoch, int(offset), prev), event) == "sync":
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Read the stream from where we are to its end, or begin anew where it has changed."""
-        self.syncs += 1
-        while True:
-            page = self._store.read(self.log.head if self._known else None)
-            if page.verdict != "ok" or not self._known:
-                self._begin_anew("epoch" if page.verdict in ("ok", "empty") else page.verdict)
-                return
-            for offset, prev, event in page.entries:
-                self._take(Stored(self.log.epoch, offset, prev), event)
-            if page.head is None or self.log.last >= page.head.offset:
-                return
-
-    def _begin_anew(self, reason: str) -> None:
-        """Take up the log that Redis has now; `reason` is what its clients are told."""
-        page = self._store.read(None)
-        if page.head is None:
-            self._store.found(self._new_id())
-            page = self._store.read(None)
-        if page.head is None:
-            raise redis.RedisError("the log disappears as soon as it is made")
-        start = page.head
-        if page.entries:
-            offset, prev, _ = page.entries[0]
-            start = Cursor(page.head.epoch, offset - 1, prev)
-        log = self._make_log(start)
-        controls: list[Event] = []
-        while page.verdict == "ok" and page.entries:
-            for offset, prev, event in page.entries:
-                if place(log, log.epoch, offset, prev, event.id) == "next":
-                    self._append(log, event)
-                    if event.type.startswith(CONTROL):
-                        controls.append(event)
-            page = self._store.read(log.head)
-        if page.verdict != "ok":
-            raise redis.RedisError(f"the log changed while it was read ({page.verdict})")
-        with self._lock:
-            self.log = log
-            self._known = True
-            # What the worker itself missed is lost for its clients like anything that is
-            # dropped too early.
-            self._local.swap(log, "overflow" if reason == "expired" else reason)
-        for event in controls:
-            self._local.control(event)
-
-    # -- the listener
-
-    def _run(self) -> None:
-        delay = RETRY_BASE
-        while self._running:
-            began = self._monotonic()
-            try:
-                self._attend()
-            except Failure as error:
-                self._fail(error)
-            except Exception as error:
-                logger.exception("the listener failed and goes on")
-                self._fail(error)
-            if self._monotonic() - began > STEADY:
-                delay = RETRY_BASE
-            # Half of it is chance: the processes of a deployment lose Redis together.
-            self._rest(delay * (0.5 + self._random()))
-            delay = min(RETRY_CAP, delay * 2)
-
-    def _rest(self, seconds: float) -> None:
-        self._wake.wait(seconds)
-
-    def _attend(self) -> None:
-        """One life of the subscription; ends by an exception or by `stop`."""
-        subscription = self._store.subscribe(self._ear)
-        try:
-            self._await(subscription, "subscribe", 2)
-            self._probe(subscription)
-            self._catch_up()
-            self._recover()
-            quiet_since = self._monotonic()
-            while self._running:
-                message = subscription.get_message(timeout=LISTEN)
-                now = self._monotonic()
-                if message is not None:
-                    quiet_since = now
-                    if message["type"] == "subscribe":
-                        # redis-py reconnected by itself: what was said meanwhile is lost.
-                        self._catch_up()
-                    elif message["type"] == "message" and message["channel"] != self._ear:
-                        self._hear(message["data"])
-                elif now - quiet_since >= self._probe_after:
-                    self._probe(subscription)
-                    quiet_since = self._monotonic()
-                if self.state == "degraded":
-                    # An emit failed, though we heard nothing of it.
-                    self._probe(subscription)
-                    self._catch_up()
-                    self._recover()
-        finally:
-            subscription.close()
-
-    def _await(self, subscription: "redis.client.PubSub", type: str, count: int) -> None:
-        deadline = self._monotonic() + 2 * TIMEOUT
-        while count:
-            message = subscription.get_message(timeout=max(0.0, deadline - self._monotonic()))
-            if message is None:
-                if self._monotonic() >= deadline:
-                    raise Deaf("Redis does not confirm the subscription")
-            elif message["type"] == type:
-                count -= 1
-
-    def _probe(self, subscription: "redis.client.PubSub") -> None:
-        """Ring the own bell and hear it, with everything that was said before; find the head."""
-        token = str(next(self._token))
-        head = self._store.probe(self._ear, token)
-        deadline = self._monotonic() + 2 * TIMEOUT
-        while True:
-            message = subscription.get_message(timeout=max(0.0, deadline - self._monotonic()))
-            if message is None:
-                if self._monotonic() < deadline:
-                    continue
-                self.deaf = True
-                raise Deaf("Redis answers, but messages do not arrive")
-            if message["type"] != "message":
-                continue
-            if message["channel"] != self._ear:
-                if self._known:
-                    self._hear(message["data"])
-            elif message["data"] == token:
-                break
-        self.deaf = False
-        # Whatever was stored before the probe has been heard by now, if all is well.
-        if self._known and (head is None or self.log.cursor_at(head.offset) != head):
-            self._catch_up()
-
-    # -- away and back
-
-    def _fail(self, error: BaseException) -> None:
-        self._degrade(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        self._settled.set()
-
-    def _degrade(self, trouble: str) -> None:
-        with self._lock:
-            self.trouble = trouble
-            if self.state == "degraded" and self.degradations:
-                return
-            self.state = "degraded"
-            self.since = self._clock()
-            self.degradations += 1
-            self._local.announce("degraded", self.since)
-        advice = (
-            " Is the password right?"
-            if "Authentication" in trouble or "NOAUTH" in trouble or "WRONGPASS" in trouble
-            else ""
-        )
-        logger.warning(
-            "Redis is out of reach (%s).%s Events are kept in the outbox and reach the clients of"
-            " this process alone until it is back",
-            trouble,
-            advice,
-        )
+    # -- the way back
 
     def _recover(self) -> None:
         """Store the outbox, then be ok. The shared log is known here up to its end."""
-        stored_from_outbox = 0
+        if self.state == "ok":
+            return
+        stored = self._store_outbox()
+        # Once more: who came meanwhile, with a cursor that another process has given meanwhile,
+        # is judged by what the log has now. Who comes from here on is judged at once.
+        self._copy.catch_up()
         with self._lock:
-            self._flushing = True
+            if self._health.state == "ok":  # and not lost again meanwhile
+                self._local.settle()
+        self._health.tell(stored)
+        self._health.known.set()
+
+    def _store_outbox(self) -> int:
+        """How many events it had."""
+        stored = 0
+        with self._lock:
+            self._sealed = True
         self._local.seal()
         try:
+            # Also where there is nothing to store: that Redis can be read does not say that it
+            # can be written.
+            self._store.found(self._new_id())
             while True:
                 with self._lock:
-                    batch: Sequence[Event] = list(itertools.islice(self._outbox, BATCH))
-                    if not batch:
-                        self._be_ok(stored_from_outbox)
-                        return
-                places = self._store.publish(batch, new_epoch=self._new_id())
-                stored_from_outbox += len(batch)
-                in_order = [self._take(at, event) for at, event in zip(places, batch, strict=True)]
-                with self._lock:
-                    for _ in batch:
-                        self._outbox.popleft()
-                if "sync" in in_order:
-                    self._catch_up()
+                    rest = self._outbox.rest()
+                    if rest is not None:
+                        # What came since is stored like what comes from here on: to wait until
+                        # there is nothing would be to wait for ever, with Redis far away.
+                        self._outbox.drop(rest)
+                        self._health.back()
+                        if rest:
+                            self._storing.ask(rest)
+                        break
+                    batch = self._outbox.batch()
+                try:
+                    self._store_events(batch)
+                except (redis.TimeoutError, redis.ResponseError) as error:
+                    # Too much for the line, or one of them for Redis: less until all is stored.
+                    self._outbox.take_less(batch)
+                    if len(batch) > 1:
+                        continue
+                    if not self._is_refused(batch[0], error):
+                        raise
+                    with self._lock:
+                        self._outbox.drop(batch)
+                    continue
+                stored += len(batch)
+                self._outbox.take_more()
         finally:
             with self._lock:
-                self._flushing = False
+                self._sealed = False
+        return stored
 
-    def _be_ok(self, stored: int) -> None:
-        was = self.state
-        self.state = "ok"
-        self.trouble = ""
-        self._settled.set()
-        if was == "ok":
-            return
-        away = (self._clock() - self.since) / 1000
-        self.since = self._clock()
-        self._local.settle()
-        if self.degradations:
-            self._local.announce("ok", self.since)
-            logger.warning("Redis is back after %.1f s; %d events stored", away, stored)
+    def _is_refused(self, event: Event, error: Exception) -> bool:
+        """Whether Redis takes everything but this event, which is dropped then.
+
+        No list of errors tells that; but the script without an event fails where the trouble is
+        Redis' own, and the second time with it shows that the trouble has not just passed.
+        """
+        if not isinstance(error, redis.ResponseError):
+            return False
+        self._store.found(self._new_id())
+        try:
+            self._store.publish([event], new_epoch=self._new_id())
+        except redis.ResponseError as again:
+            self.dropped += 1
+            logger.error("Redis refuses the event %s, which is dropped: %s", event.id, again)
+            return True
+        return False  # stored after all: the next try finds it there

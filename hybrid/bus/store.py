@@ -1,67 +1,70 @@
-"""The shared log in Redis: its keys, its three scripts, and how to reach it.
-
-Every command here takes a bounded time: connect and read have timeouts of their own, and
-nothing is retried below the callers, who know what a repetition means. redis-py's defaults
-would wait for up to a minute, and repeat what may have been stored.
+"""The shared log in Redis: its keys and its three scripts.
 
 Ruled by docs/redis.md, which is also for programs that write to the log themselves.
 """
 
 import json
-import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from hybrid.audience import Audience
-from hybrid.errors import ConfigError, InvalidEvent
-from hybrid.events import CONTROL, Cursor, Event, check_type
+from hybrid.bus.connect import TIMEOUT, connect, disconnect
+from hybrid.errors import InvalidEvent
+from hybrid.events import CONTROL, MAX_OFFSET, Cursor, Event, chain, check_type
 from hybrid.wire import to_json
 
-TIMEOUT = 0.4
-"""Seconds for connecting, and for each answer: an emit makes both and stays below a second."""
-CONNECTIONS = 8
-"""Of one process, for commands; the subscriber has its own."""
+FAILURE = (redis.RedisError, OSError)
+"""What says that Redis is out of reach."""
+READERS = 4
+"""Connections for what reads; one alone stores, so that calls follow each other."""
 PAGE = 500
 """Entries per reading."""
+PAGE_BYTES = 1 << 19
+"""Bytes per reading, for lines that are thin and events that are large."""
+AGAIN = 10_000
+"""Calls in which the ids of a log are read again, at most."""
+REPLICA_MS = 250
+"""Milliseconds that replicas have to confirm; less than `TIMEOUT`, in which the answer comes."""
 
 LUA = Path(__file__).with_name("lua")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where an event is in the log; `prev` is its predecessor's id, None for a repeat."""
+    """Where an event is in the log; `prev` is its predecessor's mark, None for a repeat."""
 
-    epoch: str
-    offset: int
+    cursor: Cursor
     prev: str | None
+
+
+def following(epoch: str, offset: int, prev: str, id: str) -> Stored:
+    """The place of the event with this id that follows the one with the mark `prev`."""
+    return Stored(Cursor(epoch, offset, chain(prev, id)), prev)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """What follows a position: `verdict` is `ok` where the log can prove the position.
 
-    `entries` are (offset, predecessor's id, event), oldest first; `head` is the newest position,
+    `entries` are events with their places, oldest first; `head` is the newest position,
     None where there is no log.
     """
 
     verdict: str
     head: Cursor | None
-    entries: Sequence[tuple[int, str, Event]]
+    entries: Sequence[tuple[Stored, Event]]
 
 
 class Store:
     """The shared log of one namespace. Thread-safe and fork-safe.
 
-    `max_events` and `max_seconds` bound it; without them it stays as the application has it.
+    `max_events`, `max_seconds` and `max_bytes` bound it; without them it stays as the application
+    has it.
     All methods raise `redis.RedisError` or `OSError` when Redis is out of reach, within about
     twice `timeout` seconds.
     """
@@ -73,6 +76,7 @@ class Store:
         *,
         max_events: int | None = None,
         max_seconds: float | None = None,
+        max_bytes: int | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
         self.url = url
@@ -84,11 +88,19 @@ class Store:
         self._bounds = (
             "" if max_events is None else max_events,
             "" if max_seconds is None else int(max_seconds * 1000),
+            "" if max_bytes is None else max_bytes,
         )
-        self.client = connect(url, timeout=timeout)
+        self._mark = f"{base}:ack"
+        self.client = connect(url, timeout=timeout, connections=READERS)
+        # What rings the bell goes the way of what stores: so that way is tried and kept warm.
+        self._storing = connect(url, timeout=timeout, connections=1)
         self._publish, self._read, self._probe = (
-            self.client.register_script((LUA / f"{name}.lua").read_text())
-            for name in ("publish", "read", "probe")
+            client.register_script((LUA / f"{name}.lua").read_text())
+            for name, client in (
+                ("publish", self._storing),
+                ("read", self.client),
+                ("probe", self._storing),
+            )
         )
 
     def publish(self, events: Sequence[Event], *, new_epoch: str) -> list[Stored]:
@@ -96,40 +108,61 @@ class Store:
 
         `new_epoch` names the log should there be none.
         """
-        arguments: list[Any] = [self.channel, new_epoch, *self._bounds]
-        for event in events:
-            arguments += [event.id, encode(event)]
-        epoch, *places = self._publish(keys=self.keys, args=arguments)
+        epoch, *places = self._append(
+            new_epoch, *(text for event in events for text in (event.id, encode(event)))
+        )
         return [
-            Stored(epoch, int(offset), prev or None)
-            for offset, prev in zip(places[::2], places[1::2], strict=True)
+            Stored(Cursor(epoch, int(offset), mark), prev or None)
+            for offset, mark, prev in zip(*[iter(places)] * 3, strict=True)
         ]
+
+    def copies(self, wanted: int) -> int:
+        """How many replicas have what was stored before; waits for `wanted`, or a moment."""
+        with self.client.pipeline(transaction=False) as pipe:
+            # WAIT speaks of what its own connection has written, and of all that came before.
+            pipe.set(self._mark, "", px=1000)
+            pipe.wait(wanted, REPLICA_MS)
+            _, copies = pipe.execute()
+        return int(copies)
 
     def found(self, epoch: str) -> None:
         """Begin a log with this epoch, unless there is one."""
-        self._publish(keys=self.keys, args=[self.channel, epoch, *self._bounds])
+        self._append(epoch)
+
+    def _append(self, new_epoch: str, *events: str) -> Sequence[Any]:
+        arguments = [self.channel, new_epoch, *self._bounds, *events]
+        for _ in range(AGAIN):
+            answer: Sequence[Any] = self._publish(keys=self.keys, args=arguments)
+            if answer[0]:
+                return answer
+        raise redis.RedisError("the ids of the log are lost as soon as they are read")
 
     def read(self, position: Cursor | None) -> Page:
-        """What follows `position`; None begins at the oldest entry."""
-        after = ("", 0, "") if position is None else (position.epoch, position.offset, position.id)
+        """What follows `position`; None begins at the oldest entry.
+
+        A position without an epoch is not judged: its offset alone says where to begin.
+        """
+        after = ("", 0, "")
+        if position is not None:
+            after = (position.epoch, position.offset, position.mark)
         now = time.time_ns() // 1_000_000
-        verdict, *rest = self._read(keys=self.keys[:2], args=[*after, PAGE])
+        verdict, *rest = self._read(keys=self.keys[:2], args=[*after, PAGE, PAGE_BYTES])
         if not rest:
             return Page(verdict, None, ())
-        epoch, offset, id, *fields = rest
+        epoch, offset, mark, *fields = rest
         return Page(
             verdict,
-            Cursor(epoch, int(offset), id),
+            Cursor(epoch, int(offset), mark),
             [
-                (int(place), prev, decode(id, text, now))
+                (following(epoch, int(place), prev, id), decode(id, text, now))
                 for place, prev, id, text in zip(*[iter(fields)] * 4, strict=True)
             ],
         )
 
     def probe(self, channel: str, message: str) -> Cursor | None:
         """Ring `channel` with `message`; the newest position, None where there is no log."""
-        epoch, offset, id = self._probe(keys=self.keys[1:2], args=[channel, message])
-        return None if epoch is None else Cursor(epoch, int(offset), id)
+        epoch, offset, mark = self._probe(keys=self.keys[1:2], args=[channel, message])
+        return None if epoch is None else Cursor(epoch, int(offset), mark)
 
     def announce(self, message: str) -> None:
         """Say something to every instance, without a place in the log."""
@@ -138,12 +171,17 @@ class Store:
     def subscribe(self, *channels: str) -> Any:
         """A subscription of its own connection, confirmed by its first messages."""
         pubsub: Any = self.client.pubsub()  # type: ignore[no-untyped-call]
-        pubsub.subscribe(self.channel, *channels)
+        try:
+            pubsub.subscribe(self.channel, *channels)
+        except BaseException:
+            pubsub.close()
+            raise
         return pubsub
 
     def close(self) -> None:
         """Drop all connections."""
-        self.client.close()
+        for client in (self.client, self._storing):
+            disconnect(client)
 
 
 # -- events as the log keeps them
@@ -179,71 +217,11 @@ def decode(id: str, text: str, now: int) -> Event:
             raise InvalidEvent("text must be a string")
         body.encode()
         audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
-        return Event(id, type, body, int(fields.get("at", now)), audience, is_text)
+        return Event(id, type, body, _time(int(fields.get("at", now)), now), audience, is_text)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, InvalidEvent):
         return Event(id, "hybrid.invalid", "null", now, Audience.of(users=()))
 
 
-# -- how to reach Redis
-
-
-def connect(url: str, *, timeout: float = TIMEOUT) -> "redis.Redis":
-    """A client for the URL whose every command ends within `timeout` seconds or fails.
-
-    `redis://`, `rediss://`, `unix://` as redis-py has them;
-    `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`, also `rediss+`.
-    Raises `ConfigError` for anything else.
-    """
-    parts = urlsplit(url)
-    options: dict[str, Any] = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "health_check_interval": 0,  # it sends a PING and never looks for the answer
-        "retry": Retry(NoBackoff(), 0),
-        "decode_responses": True,
-        "client_name": "flask-hybrid",
-    }
-    if parts.scheme != "unix":
-        options["socket_keepalive"] = True
-    try:
-        if parts.scheme.endswith("+sentinel"):
-            return _by_sentinel(url, options, timeout)
-        pool = redis.BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=timeout, **options
-        )
-    except (ValueError, redis.RedisError) as error:
-        raise ConfigError(f"the Redis URL cannot be used: {error}") from None
-    return redis.Redis(connection_pool=pool)
-
-
-def _by_sentinel(url: str, options: dict[str, Any], timeout: float) -> "redis.Redis":
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
-    user, _, password = login.partition(":")
-    addresses = []
-    for host in hosts.split(","):
-        name, _, port = host.rpartition(":")
-        addresses.append((name or host, int(port) if name else 26379))
-    service, _, db = parts.path.strip("/").partition("/")
-    if not service:
-        raise ConfigError("a Sentinel URL names the service: redis+sentinel://host:26379/mymaster")
-    settings = dict(parse_qsl(parts.query))
-    if parts.scheme.startswith("rediss"):
-        options = options | {"ssl": True, "ssl_cert_reqs": ssl.CERT_REQUIRED}
-    sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        addresses,
-        sentinel_kwargs={
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "username": settings.get("sentinel_username"),
-            "password": settings.get("sentinel_password"),
-        },
-    )
-    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        service,
-        db=int(db or 0),
-        username=unquote(user) or None,
-        password=unquote(password) or None,
-        **options,
-    )
-    return client
+def _time(at: int, now: int) -> int:
+    """Unix milliseconds that every client can count; `now` in place of what is out of range."""
+    return at if 0 <= at <= MAX_OFFSET else now

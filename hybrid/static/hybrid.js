@@ -4,102 +4,70 @@
  * Node. What the server promises is docs/protocol.md.
  *
  * Three parts: a parser (bytes to blocks), a machine (what to do next; no clock, network or DOM
- * in it) and a shell around the machine (fetch, one timer, the page's events).
+ * in it) and a shell around the machine (fetch, one timer, storage, the page's events). How
+ * several tabs share one connection is in tabs.js, which is loaded where it is asked for.
  */
 
 const DEFAULTS = {
-  open: 10_000, // until the answer's head has come
-  hello: 5_000, // from the head to the hello; a proxy that buffers shows here
-  stallFactor: 2.5, // heartbeats without a byte until a stream counts as dead
-  stallMin: 5_000,
+  open: 10_000, // until a poll is answered, besides the time for which it may be held
+  hello: 5_000, // until a stream's head has come, and from there to the hello
+  stall: 5_000, // without a byte a stream counts as dead after 2.5 heartbeats, and this at least
   base: 1_000, // the first delay after a failure; doubles up to cap
   cap: 30_000,
-  first: 250, // no delay is shorter
+  first: 250, // no delay is shorter, nor is the time between the starts of two polls
   poll: 5_000, // between polls that are not held, where the server suggests nothing
-  probe: 60_000, // from falling back to the first look whether streams work; doubles
-  probeMax: 600_000,
+  probe: 60_000, // from falling back to the first look whether streams work; doubles up to 10 min
+  soon: 5_000, // to the first look of a page that begins with polls, since it fell back lately
   shortLife: 5_000, // a stream that ended sooner proves nothing
 };
 const FAILURES = 3; // of streams in a row until polling
 const HOLD = 20; // seconds that the server may hold a poll; under what proxies allow
-const SPACING = 250; // between the starts of two polls
 const HIDDEN = 4; // a page that nobody sees polls this much less often
-const MAX_WAIT = 600_000;
+const LONGEST = 600_000; // ten minutes: no wait is longer, nor the memory of what does not work
 const MEMORY = 20_000; // event ids; twice the longest replay, so that none comes twice
-const MAX_BLOCK = 64 * 1024 * 1024;
-const OWN = new Set(["*", "state", "gap", "error", "status"]);
 
 // -- the parser
+
+// A line that sets something: an id has no NUL in it, a retry is of digits.
+const FIELD = /^(data|event|eid|at|id(?![^]*\0)|retry(?=: ?\d+$))(?:: ?([^]*))?$/;
 
 /**
  * A parser for Server-Sent Events (WHATWG HTML, section 9.2).
  *
- * A block is `{id, eid, at, type, data}`: `id` is null where the block sets none; `data` is null
- * for one that only moves the cursor. Time is linear in the bytes, however they are cut.
+ * A block has what it sets of `{id, eid, at, retry, event, data}`, so that one with an id and no
+ * data only moves the cursor. Time is linear in the bytes, however they are cut.
  *
- * @param {(block: {id: ?string, eid: ?string, at: ?string, type: string, data: ?string}) => void} onBlock
- * @param {{onRetry?: (ms: number) => void, maxBlock?: number}} [options] `maxBlock`: UTF-16
- *   units; `push` throws a RangeError at a block that is longer
+ * @param {(block: {id?: string, eid?: string, at?: string, retry?: string, event?: string,
+ *   data?: string}) => void} onBlock
+ * @param {number} [maxBuffer] UTF-16 units; `push` throws a RangeError at a longer block
  * @returns {{push: (bytes: Uint8Array) => void}}
  */
-export function createParser(onBlock, { onRetry = () => {}, maxBlock = MAX_BLOCK } = {}) {
+export function createParser(onBlock, maxBuffer = 2 ** 26) {
   const decoder = new TextDecoder(); // drops one leading byte order mark
-  let partial = []; // pieces of the line that has not ended
-  let held = 0; // units in partial and in the block so far
+  let partial = ""; // the line that has not ended
   let afterCR = false;
-  let data, type, id, eid, at;
-
-  const clear = () => {
-    data = [];
-    type = "";
-    id = eid = at = null;
-    held = 0;
-  };
-  clear();
+  let block = {};
 
   const line = (text) => {
-    if (!text) {
-      if (id !== null || data.length) {
-        const block = { id, eid, at, type: type || "message", data: data.length ? data.join("\n") : null };
-        clear();
-        onBlock(block);
-      } else {
-        clear();
-      }
-      return;
-    }
-    const colon = text.indexOf(":");
-    const name = colon < 0 ? text : text.slice(0, colon);
-    let value = colon < 0 ? "" : text.slice(colon + 1);
-    if (value[0] === " ") value = value.slice(1);
-    if (name === "data") data.push(value);
-    else if (name === "event") type = value;
-    else if (name === "id") id = value.includes("\0") ? id : value;
-    else if (name === "eid") eid = value;
-    else if (name === "at") at = value;
-    else if (name === "retry" && /^[0-9]+$/.test(value)) onRetry(Number(value));
+    const [, name, value = ""] = FIELD.exec(text) ?? [];
+    if (name) block[name] = name === "data" && name in block ? `${block.data}\n${value}` : value;
+    if (text) return;
+    const whole = block;
+    block = {};
+    onBlock(whole);
   };
 
   return {
     push(bytes) {
       let text = decoder.decode(bytes, { stream: true });
-      if (afterCR && text) {
-        afterCR = false;
-        if (text[0] === "\n") text = text.slice(1);
-      }
       if (!text) return;
-      held += text.length;
-      let start = 0;
-      for (const end of text.matchAll(/\r\n|\r|\n/g)) {
-        partial.push(text.slice(start, end.index));
-        const whole = partial.length > 1 ? partial.join("") : partial[0];
-        partial = [];
-        start = end.index + end[0].length;
-        line(whole);
-      }
+      if (afterCR && text[0] === "\n") text = text.slice(1);
       afterCR = text.endsWith("\r");
-      if (start < text.length) partial.push(text.slice(start));
-      if (held > maxBlock) throw new RangeError(`an event is longer than ${maxBlock} characters`);
+      const lines = text.split(/\r\n|\r|\n/);
+      lines[0] = partial + lines[0]; // engines join such pieces once, when the line is read
+      partial = lines.pop();
+      lines.forEach(line);
+      if (partial.length + (block.data ?? "").length > maxBuffer) throw RangeError("longer than maxBuffer");
     },
   };
 }
@@ -110,522 +78,423 @@ export function createParser(onBlock, { onRetry = () => {}, maxBlock = MAX_BLOCK
  * What a client does next. Pure: time comes in with each message, chance through `random`, and
  * what is to be done goes out as a list of effects.
  *
- * Messages: `start`, `tick`, `head`, `bytes`, `block`, `retry`, `answer`, `end`, `fail`, `auth`,
- * `offline`, `online`, `hidden`, `visible`, `pause`, `resume`, `reconnect`, `close`. Those about
- * a request carry its number `n`; what an abandoned request still says is not listened to.
- * Effects: `open` and `abort` (a request), `auth`, `event`, `gap`, `status`, `error`.
+ * Messages: `start`, `tick`, `offline`, `online`, `hidden`, `visible`, `pagehide`, `pageshow`,
+ * `reconnect`, `close`; `head`, `bytes`, `block`, `answer`, `end`, `fail`, `auth` about a
+ * request, whose number `n` they carry (what an abandoned one still says is not listened to);
+ * from tabs.js `poll` (catch up by polls), and `event`, `gap` and `cursor`, which the connection of
+ * another tab heard.
+ * Effects, each with a value: `open` and `abort` (a request), `auth`, `event`, `gap`, `status`,
+ * `error`.
+ *
+ * @param {{transport?: 'auto'|'sse'|'polling', cursor?: ?string, streams?: boolean,
+ *   onAuth?: function, pollUntil?: number, timings?: object}} options `streams`: whether the
+ *   platform has readable response bodies; `onAuth`: whether there is somebody to ask after a 401;
+ *   `pollUntil`: when to forget that streams did not work
+ * @param {() => number} random from 0 up to 1
  */
-export class Machine {
-  /**
-   * @param {{transport?: 'auto'|'sse'|'polling', cursor?: ?string, streams?: boolean,
-   *   auth?: boolean, timings?: object}} options `streams`: whether the platform has readable
-   *   response bodies; `auth`: whether there is somebody to ask after a 401
-   * @param {() => number} random from 0 up to 1
-   */
-  constructor({ transport = "auto", cursor = null, streams = true, auth = false, timings = {} } = {}, random = Math.random) {
-    this.t = { ...DEFAULTS, ...timings };
-    this.fixedBase = "base" in timings;
-    this.auto = transport === "auto" && streams;
-    this.auth = auth;
-    this.random = random;
+export function createMachine(
+  { transport = "auto", cursor = null, streams = true, onAuth, pollUntil = 0, timings = {} },
+  random = Math.random,
+) {
+  const t = { ...DEFAULTS, ...timings };
+  const streaming = streams && transport !== "polling";
+  const auto = streaming && transport === "auto";
 
-    this.phase = "idle"; // connecting, live, waiting, authorizing, paused, stopped, closed
-    this.method = streams && transport !== "polling" ? "sse" : "polling";
-    this.main = null; // the request that delivers
-    this.probe = null; // the stream that may take over from polling
-    this.requests = 0;
+  let phase = "idle"; // connecting, live, waiting, authorizing, paused, stopped, closed
+  let method = "sse"; // or polling
+  let main = null; // the request that delivers
+  let probe = null; // the stream that may take over from polling
+  let requests = 0;
 
-    this.cursor = cursor;
-    this.place = parseCursor(cursor); // the same as {epoch, offset}; null if it is of no such form
-    this.seen = new Set(); // event ids, oldest first
+  let place = parseCursor(cursor); // the same as [epoch, offset]; null if it is of no such form
+  const seen = new Set(); // event ids, oldest first
 
-    this.attempts = 0; // that failed since a connection last proved itself
-    this.failures = 0; // of streams, on the way to polling
-    this.shortLives = 0;
-    this.troubled = false; // a poll has failed since the last that did not
-    this.authorized = false; // the hook has been asked since the last success
-    this.retryAt = null;
-    this.floorAt = 0; // what Retry-After forbids
-    this.pollAt = null;
-    this.probeAt = null;
-    this.probeDelay = 0;
-    this.offline = false;
-    this.hidden = false;
+  let attempts = 0; // that failed since a connection last proved itself
+  let failures = 0; // of streams, on the way to polling
+  let shortLives = 0;
+  let authorized = false; // the hook has been asked since the last success
+  let retryAt = null;
+  let floorAt = 0; // what Retry-After forbids
+  let pollAt = null;
+  let probeAt = null;
+  let probeDelay = 0;
+  let offline = false;
+  let hidden = false;
 
-    this.error = null;
-    this.bus = null;
-    this.lastEvent = null;
-    this.effects = [];
-  }
+  let error = null;
+  let bus = null;
+  let lastEvent = null;
+  let effects;
+  let now;
 
-  /** Take a message in; returns the effects, in the order in which they are to happen. */
-  handle(message, now) {
-    this.effects = [];
-    if (this.phase === "closed") return this.effects;
-    if ("n" in message) {
-      const request = [this.main, this.probe].find((each) => each?.n === message.n);
-      if (request) this.#about(request, message, now);
-      else if (message.type === "auth" && message.n === this.requests) this.#authorized(message, now);
-    } else {
-      this.#general(message, now);
-    }
-    return this.effects;
-  }
-
-  /** When `tick` is due, in the clock's milliseconds; Infinity if nothing is awaited. */
-  get wakeAt() {
-    const times = [Infinity];
-    if (this.main) times.push(this.#deadline(this.main));
-    if (this.probe) times.push(this.#deadline(this.probe));
-    if (this.phase === "waiting") times.push(this.retryAt);
-    if (this.phase === "live" && !this.main) times.push(this.pollAt);
-    if (this.#mayProbe()) times.push(this.probeAt);
-    return Math.min(...times);
-  }
-
-  /** What users see of it. */
-  get state() {
-    const isConnected = this.phase === "live";
-    return {
-      isConnected,
-      activeMethod: isConnected ? this.method : null,
-      lastEvent: this.lastEvent,
-      error: this.error,
-      attempt: isConnected ? 0 : this.attempts,
-      retryAt: this.phase === "waiting" ? this.retryAt : null,
-      bus: this.bus,
-      stopped: this.phase === "stopped",
-    };
-  }
-
-  // -- what is not about a request
-
-  #general(message, now) {
-    const resting = this.phase === "stopped" || this.phase === "paused";
-    switch (message.type) {
-      case "start":
-        this.#open(now);
-        break;
-      case "tick":
-        this.#tick(now);
-        break;
-      case "reconnect":
-        this.#fresh();
-        this.floorAt = 0;
-        if (this.auto || this.method === "sse") this.method = "sse";
-        this.#open(now);
-        break;
-      case "close":
-        this.#abandon();
-        this.phase = "closed";
-        break;
-      case "pause": // into the back/forward cache, which an open request would prevent
-        if (this.phase === "stopped") break;
-        this.#abandon();
-        this.phase = "paused";
-        break;
-      case "resume": // requests that look open from before are dead
-        if (this.phase !== "paused") break;
-        this.attempts = 0;
-        this.#open(now);
-        break;
-      case "offline":
-        this.offline = true;
-        if (resting) break;
-        this.#abandon();
-        this.authorized = false;
-        this.#report({ message: "the browser is offline" });
-        this.#wait(now, 0);
-        break;
-      case "online":
-        this.offline = false;
-        if (this.phase !== "waiting") break;
-        this.attempts = 0;
-        // Everybody on this network comes back in the same second.
-        this.retryAt = Math.max(this.floorAt, now + this.random() * 1000);
-        break;
-      case "hidden":
-        this.hidden = true;
-        break;
-      case "visible":
-        this.hidden = false;
-        this.#tick(now); // timers of a hidden page are late
-        if (this.phase === "waiting") this.retryAt = Math.min(this.retryAt, Math.max(this.floorAt, now));
-        if (this.pollAt !== null) this.pollAt = now;
-        this.#tick(now);
-        break;
-    }
-  }
-
-  #tick(now) {
-    if (this.main && now >= this.#deadline(this.main)) this.#overdue(this.main, now);
-    if (this.probe && now >= this.#deadline(this.probe)) this.#probeFailed(now);
-    if (this.phase === "waiting" && now >= this.retryAt) this.#open(now);
-    if (this.phase === "live" && !this.main && now >= this.pollAt) this.#request("polling", now);
-    if (this.#mayProbe() && now >= this.probeAt) this.probe = this.#send("sse", now);
-  }
+  const say = (what, value) => effects.push([what, value]);
 
   // -- requests
 
+  const send = (kind) => {
+    const wait = kind === "polling" && cursor && phase === "live" && !hidden ? HOLD : 0;
+    // `due`: when it will have taken too long; `silence`: how long it may, once it has said hello
+    const due = now + (kind === "sse" ? t.hello : wait * 1000 + t.open);
+    const request = { n: ++requests, kind, cursor, wait, at: now, due };
+    say("open", request);
+    return request;
+  };
+
+  const abort = (request) => request && say("abort", request);
+
+  /** Drop every request and every plan, and be in another phase. */
+  const enter = (next) => {
+    abort(main);
+    abort(probe);
+    main = probe = retryAt = pollAt = null;
+    phase = next;
+  };
+
   /** Begin anew with the current method. */
-  #open(now) {
-    this.#abandon();
-    this.phase = "connecting";
-    this.#request(this.method, now);
-  }
+  const open = () => {
+    enter("connecting");
+    main = send(method);
+  };
 
-  #request(kind, now) {
-    this.main = this.#send(kind, now);
-  }
-
-  #send(kind, now) {
-    const n = ++this.requests;
-    const wait = kind === "polling" && this.cursor !== null && this.phase === "live" && !this.hidden ? HOLD : 0;
-    this.effects.push({ do: "open", n, kind, cursor: this.cursor, wait });
-    return { n, kind, wait, openedAt: now, headAt: null, helloAt: null, lastByte: now };
-  }
-
-  #abort(request) {
-    if (request) this.effects.push({ do: "abort", n: request.n });
-  }
-
-  /** Drop every request and every plan. */
-  #abandon() {
-    this.#abort(this.main);
-    this.#abort(this.probe);
-    this.main = this.probe = this.retryAt = this.pollAt = null;
-    this.requests += 1; // an answer of the auth hook is out of date as well
-  }
-
-  #deadline(request) {
-    const t = this.t;
-    if (request.kind === "polling") return request.openedAt + request.wait * 1000 + t.open;
-    if (request.headAt === null) return request.openedAt + t.open;
-    if (request.helloAt === null) return request.headAt + t.hello;
-    // Without heartbeats silence means nothing.
-    if (!request.heartbeat) return Infinity;
-    return request.lastByte + Math.max(t.stallMin, t.stallFactor * request.heartbeat);
-  }
-
-  #overdue(request, now) {
-    if (request.kind === "polling") {
-      this.#failed({ message: "the poll was not answered in time" }, now);
-    } else if (request.helloAt !== null) {
-      this.#ended({ message: "the stream has stalled" }, now, request.lastByte);
-    } else if (request.headAt !== null) {
-      // Connected and mute: something on the way holds the bytes back. It will again.
-      this.#failed({ message: "the stream is buffered on the way" }, now, { weight: 2 });
-    } else {
-      this.#failed({ message: "the stream was not answered in time" }, now);
+  const tick = () => {
+    if (main && now >= main.due) {
+      if (main.silence) ended("stream stalled", main.due - main.silence);
+      // A mute stream: something on the way holds the bytes back, and will again. Firefox does
+      // not even tell of the head then. Polls know better, and a look soon if it was only slow.
+      else failed("no answer, or buffered", FAILURES);
     }
-  }
-
-  #about(request, message, now) {
-    request.lastByte = now;
-    switch (message.type) {
-      case "head":
-        this.#head(request, message, now);
-        break;
-      case "block":
-        this.#block(request, message.block, now);
-        break;
-      case "retry":
-        if (!this.fixedBase) this.t.base = Math.min(message.ms, this.t.cap);
-        break;
-      case "answer":
-        this.#answer(request, message.body, now);
-        break;
-      case "end":
-        if (request === this.probe) this.#probeFailed(now);
-        else if (request.helloAt === null) this.#failed({ message: "the stream ended before its hello" }, now);
-        else this.#ended({ message: "the stream ended" }, now, now);
-        break;
-      case "fail":
-        if (request === this.probe) this.#probeFailed(now);
-        else if (request.helloAt === null) this.#failed(message.error, now);
-        else this.#ended(message.error, now, now);
-        break;
-    }
-  }
-
-  #head(request, { status, contentType, retryAfter = null }, now) {
-    request.headAt = now;
-    const wanted = request.kind === "sse" ? "text/event-stream" : "application/json";
-    const type = (contentType ?? "").split(";")[0].trim().toLowerCase();
-    if (status === 200 && type === wanted) return;
-    const floor = retryAfter === null ? 0 : Math.min(MAX_WAIT, retryAfter * (1 + 0.2 * this.random()));
-    if (request === this.probe) {
-      this.#probeFailed(now, floor);
-      return;
-    }
-    const error =
-      status === 200
-        ? { message: `the answer is ${type || "of no type"}, not ${wanted}`, status }
-        : { message: `the server answered ${status}`, status };
-    if ([204, 400, 404, 410].includes(status)) this.#stop(error);
-    else if (status === 401 || status === 403) this.#unauthorized(error);
-    else this.#failed(error, now, { floor });
-  }
-
-  #unauthorized(error) {
-    if (!this.auth || this.authorized) {
-      this.#stop(error);
-      return;
-    }
-    this.authorized = true;
-    this.#abandon();
-    this.#report(error);
-    this.phase = "authorizing";
-    this.effects.push({ do: "auth", n: this.requests, error });
-  }
-
-  #authorized({ ok }, now) {
-    if (ok) this.#open(now);
-    else this.#stop(this.error);
-  }
-
-  #stop(error) {
-    this.#abandon();
-    this.#report(error);
-    this.phase = "stopped";
-  }
-
-  #report(error) {
-    this.error = error;
-    this.effects.push({ do: "error", error });
-  }
+    if (probe && now >= probe.due) probeFailed();
+    if (retryAt && now >= retryAt) open();
+    if (pollAt && !main && now >= pollAt) main = send("polling");
+    if (mayProbe() && now >= probeAt) probe = send("sse");
+  };
 
   // -- failure and return
 
-  /** The main request came to nothing. */
-  #failed(error, now, { weight = 1, floor = 0 } = {}) {
-    const streamed = this.main.kind === "sse";
-    this.#abort(this.main);
-    this.main = this.pollAt = null;
-    this.#report(error);
-    this.attempts += 1;
-    this.floorAt = now + floor;
-    if (!streamed) {
-      this.troubled = true;
-    } else if (!this.offline) {
-      this.failures += weight;
-      // Refused for long is as good as not working; polls ask for themselves.
-      if (this.auto && (this.failures >= FAILURES || floor > this.t.open)) {
-        this.#fallBack(now, floor);
-        return;
-      }
-    }
-    this.#wait(now, Math.max(floor, this.#backoff()));
-  }
+  const report = (message, status) => say("error", (error = { message, status }));
 
-  /** A stream that had said hello is over; `alive` is until when it was well. */
-  #ended(error, now, alive) {
-    if (alive - this.main.helloAt >= this.t.shortLife) {
-      this.#fresh();
-      this.probeDelay = 0;
-    }
-    const stalled = alive < now;
-    const counts = stalled || ++this.shortLives > 1;
-    this.#failed(error, now, { weight: counts ? 1 : 0 });
-  }
+  const fresh = () => {
+    attempts = failures = shortLives = 0;
+    authorized = false;
+  };
 
-  #fallBack(now, floor) {
-    this.method = "polling";
-    this.failures = this.floorAt = 0;
-    this.probeDelay = this.probeDelay ? Math.min(this.t.probeMax, this.probeDelay * 2) : this.t.probe;
-    this.#planProbe(now, floor);
-    this.phase = "connecting";
-    this.#request("polling", now);
-  }
-
-  #fresh() {
-    this.attempts = this.failures = this.shortLives = 0;
-    this.authorized = false;
-  }
-
-  #wait(now, delay) {
-    this.phase = "waiting";
+  const wait = (delay) => {
+    phase = "waiting";
     // Browsers sometimes say wrongly that they are offline: look again, without haste.
-    const least = this.offline ? this.t.cap : this.t.first;
-    this.retryAt = now + Math.min(MAX_WAIT, Math.max(least, delay));
-  }
+    retryAt = now + Math.min(LONGEST, Math.max(offline ? t.cap : t.first, delay));
+  };
 
   /** Half of it is chance, so that a server's clients do not come back together. */
-  #backoff() {
-    const whole = Math.min(this.t.cap, this.t.base * 2 ** Math.min(30, Math.max(0, this.attempts - 1)));
-    return whole / 2 + (this.random() * whole) / 2;
-  }
+  const spread = (delay) => (delay * (1 + random())) / 2;
+  const backoff = () => spread(Math.min(t.cap, t.base * 2 ** (attempts - 1)));
+
+  const hurry = (delay) => {
+    if (retryAt) retryAt = Math.min(retryAt, Math.max(floorAt, now + delay));
+  };
+
+  /** The main request came to nothing. */
+  const failed = (message, weight = 1, floor = 0, status = undefined) => {
+    abort(main);
+    main = pollAt = null;
+    report(message, status);
+    attempts += 1;
+    floorAt = now + floor;
+    if (method === "sse" && !offline) {
+      failures += weight;
+      // Refused for long is as good as not working; polls ask for themselves.
+      if (auto && (failures >= FAILURES || floor > t.open)) {
+        method = "polling";
+        failures = attempts = floorAt = 0;
+        planProbe(floor);
+        if (weight === FAILURES) probeAt = now + spread(t.soon);
+        return open();
+      }
+    }
+    wait(Math.max(floor, backoff()));
+  };
+
+  /** A stream that had said hello is over; `alive` is until when it was well. */
+  const ended = (message, alive = now) => {
+    if (alive - main.greeted >= t.shortLife) {
+      fresh();
+      probeDelay = 0;
+    }
+    failed(message, alive < now || ++shortLives > 1 ? 1 : 0);
+  };
 
   // -- from polling back to a stream
 
-  #mayProbe() {
-    const polling = this.method === "polling" && ["connecting", "live", "waiting"].includes(this.phase);
-    return this.auto && polling && !this.probe && this.probeAt !== null && !this.offline;
-  }
+  // Without a cursor a stream begins at its now, which polls may not have reached when it is greeted.
+  const mayProbe = () => auto && cursor && method === "polling" && probeAt && !probe && !offline && /live|ting/.test(phase); // connecting, waiting
 
-  #planProbe(now, floor = 0) {
-    this.probeAt = now + Math.max(floor, this.probeDelay * (0.75 + 0.5 * this.random()));
-  }
+  const planProbe = (floor = 0) => {
+    pollUntil = now + LONGEST;
+    probeDelay = Math.min(LONGEST, probeDelay * 2 || t.probe);
+    probeAt = now + Math.max(floor, probeDelay * (0.75 + 0.5 * random()));
+  };
 
-  #probeFailed(now, floor = 0) {
-    this.#abort(this.probe);
-    this.probe = null;
-    this.probeDelay = Math.min(this.t.probeMax, this.probeDelay * 2);
-    this.#planProbe(now, floor);
-  }
-
-  #takeOver(probe) {
-    this.#abort(this.main);
-    this.main = probe;
-    this.probe = this.probeAt = this.pollAt = this.retryAt = null;
-    this.method = "sse";
-    this.failures = FAILURES - 1; // until it has proved itself, one more is enough
-  }
+  const probeFailed = (floor) => {
+    abort(probe);
+    probe = null;
+    planProbe(floor);
+  };
 
   // -- what the server says
 
-  #block(request, block, now) {
-    const control = block.type.startsWith("hybrid.") ? block.type.slice(7) : null;
-    if (control === "hello") {
-      const hello = parseJson(block.data) ?? {};
-      if (request === this.probe) this.#takeOver(request);
-      request.helloAt = now;
-      request.heartbeat = Number(hello.heartbeat) || 0;
-      this.phase = "live";
-      this.authorized = false;
-      this.error = null;
-      if (typeof hello.bus === "string") this.bus = hello.bus;
-      this.#commit(block.id);
-    } else if (control === "bye") {
-      this.#bye(request, parseJson(block.data) ?? {}, now);
-    } else if (request.helloAt === null) {
-      return; // whatever this is, it is not the server that the contract speaks of
-    } else if (control === "gap") {
-      const { reason = "unknown" } = parseJson(block.data) ?? {};
-      this.#gap(reason, block.id, now);
-    } else if (control === "status") {
-      const status = parseJson(block.data) ?? {};
-      if (typeof status.bus === "string") this.bus = status.bus;
-      this.effects.push({ do: "status", status });
-      this.#commit(block.id);
-    } else if (control !== null || block.data === null) {
-      this.#commit(block.id); // a heartbeat, or what a later server may say
-    } else {
-      const { id, eid, at, type, data } = block;
-      this.#event({ id: eid ?? eventId(id), cursor: id, type, data: parseText(data), at: Number(at) || null, method: "sse" });
-    }
-  }
+  /** Move on to where the server says we are; true if, within the epoch, we have been there. */
+  const commit = (to) => {
+    if (!to) return;
+    const next = parseCursor(to);
+    if (next && place?.[0] === next[0] && next[1] <= place[1]) return true;
+    cursor = to;
+    place = next;
+  };
 
-  #bye(request, { after }, now) {
-    if (request === this.probe) {
-      this.#probeFailed(now);
-      return;
-    }
-    this.#abandon();
-    // Not a failure: it was said in advance, with the time at which to come back.
-    this.#wait(now, after >= 0 ? after * (1 + this.random()) : this.#backoff());
-  }
+  const hearGap = ({ reason, cursor: to }) => {
+    place = null; // so that whatever follows is new, also what a poll returns from before `to`
+    commit(to);
+    place = null;
+    say("gap", { reason, cursor });
+    // A probe asked from where there is no more going on, and would be told the same.
+    if (probe) probeFailed();
+  };
 
-  #answer(request, body, now) {
-    if (!Array.isArray(body?.events) || typeof body.cursor !== "string") {
-      this.#failed({ message: "the answer is not that of a poll" }, now);
-      return;
-    }
-    this.main = null;
-    this.phase = "live";
-    this.error = null;
-    this.#fresh();
-    if (typeof body.bus === "string") this.bus = body.bus;
-    if (this.troubled && this.probeAt !== null) {
-      // It was the server and not the stream that failed: no need to wait for long.
-      this.probeAt = Math.min(this.probeAt, now + this.t.base * (0.5 + this.random()));
-    }
-    this.troubled = false;
-    if (body.gap) this.#gap(body.gap.reason, body.cursor, now);
-    for (const { id, cursor, type, data, text, at } of body.events) {
-      const value = text === undefined ? data : parseText(text.replace(/\r\n?/g, "\n"));
-      this.#event({ id, cursor, type, data: value, at, method: "polling" });
-    }
-    this.#commit(body.cursor);
-    this.pollAt = now + this.#pause(request, body, now);
-    this.#tick(now);
-  }
+  /** Tell of an event, if it is new. */
+  const hear = (event) => {
+    const { id, cursor } = event;
+    if (commit(cursor) || seen.has(id)) return;
+    // A copy: engines keep all the text of which a string is a part.
+    if (id) seen.add(id.split("").join(""));
+    const [oldest] = seen;
+    if (seen.size > MEMORY) seen.delete(oldest);
+    lastEvent = Object.freeze({ ...event, provisional: !cursor });
+    return say("event", lastEvent);
+  };
 
-  /** How long until the next poll. */
-  #pause(request, body, now) {
-    if (body.more) return 0;
-    const suggested = Number.isFinite(body.wait) && body.wait > 0 ? body.wait : this.t.poll;
-    if (this.hidden) return HIDDEN * suggested;
-    // A server that holds polls is asked again at once, one that does not when it suggests.
-    // Which it is shows at the second poll: the first asks for an answer without delay.
-    const took = now - request.openedAt;
-    const held = took >= request.wait * 500;
-    return held || body.events.length ? Math.max(0, SPACING - took) : suggested;
-  }
+  const on = {
+    // About a request.
 
-  #gap(reason, cursor, now) {
-    if (typeof cursor === "string" && cursor) {
-      this.cursor = cursor;
-      this.place = parseCursor(cursor);
-    }
-    this.effects.push({ do: "gap", gap: { reason, cursor: this.cursor } });
-    if (this.probe) {
-      // It asked from where there is no more going on, and would be told the same.
-      this.#abort(this.probe);
-      this.probe = null;
-      this.#planProbe(now);
-    }
-  }
+    head({ status, contentType, retryAfter }, request) {
+      const streamed = request.kind === "sse";
+      const type = /^[^; ]*/.exec(contentType)[0].toLowerCase();
+      if (status === 200 && type === (streamed ? "text/event-stream" : "application/json")) {
+        if (streamed) request.due = now + t.hello;
+        return;
+      }
+      const floor = Math.min(LONGEST, retryAfter * (1 + 0.2 * random()));
+      const message = `answered ${status} ${type}`;
+      if (request === probe) probeFailed(floor);
+      else if (!/^(204|410|40[0134])$/.test(status)) failed(message, 1, floor, status);
+      else {
+        authorized = /40[13]/.test(status) && onAuth && !authorized;
+        enter(authorized ? "authorizing" : "stopped");
+        report(message, status);
+        if (authorized) say("auth", (main = { n: ++requests, due: Infinity, error }));
+      }
+    },
+    auth({ ok }) {
+      if (ok) open();
+      else enter("stopped");
+    },
+    block({ block: { id = null, eid, at, retry, event, data } }, request) {
+      const type = event || "message";
+      if (retry && !timings.base) t.base = Math.min(retry, t.cap);
+      // Before its hello, whatever this is, it is not the server that the contract speaks of.
+      if (!request.greeted && !/^hybrid\.(hello|bye)$/.test(type)) return;
+      if (/^hybrid\./.test(type)) on[type]?.(parse(data) ?? {}, request, id);
+      else if (data !== undefined) {
+        hear({ id: eid ?? parseCursor(id)?.[2] ?? id, cursor: id, type, data: parse(data, data), at: +at || null, method: "sse" });
+      }
+      if (main === request) commit(id); // also of a heartbeat, or what a later server may say
+    },
+    "hybrid.hello"({ heartbeat, bus: said = bus }, request) {
+      if (request === probe) {
+        abort(main);
+        main = probe;
+        probe = pollAt = retryAt = null;
+        method = "sse";
+        failures = FAILURES - 1; // until it has proved itself, one more is enough
+      }
+      // Without heartbeats silence means nothing.
+      request.silence = heartbeat > 0 ? Math.max(t.stall, 2.5 * heartbeat) : Infinity;
+      request.due = now + request.silence;
+      request.greeted = now;
+      phase = "live";
+      bus = said;
+      error = null;
+      authorized = false;
+      pollUntil = 0;
+    },
+    "hybrid.bye"({ after }, request) {
+      // Not a failure: it was said in advance, with the time at which to come back.
+      if (request === probe) return probeFailed();
+      enter("waiting");
+      wait(after >= 0 ? spread(2 * after) : backoff());
+    },
+    "hybrid.gap"({ reason = "unknown" }, request, cursor) {
+      hearGap({ reason, cursor });
+    },
+    "hybrid.status"(status) {
+      bus = status.bus ?? bus;
+      say("status", status);
+    },
+    answer({ body }, request) {
+      const { events, cursor, gap, more } = body ?? {};
+      if (!Array.isArray(events) || !cursor) return failed("not a poll");
+      main = error = null;
+      phase = "live";
+      bus = body.bus ?? bus;
+      // Polls have failed as well: it was the server and not the stream, no need to wait for long.
+      if (attempts) probeAt = Math.min(probeAt, now + spread(2 * t.base));
+      fresh();
+      if (gap) hearGap({ ...gap, cursor });
+      let news;
+      for (const { text, data = parse(text, text?.replace(/\r\n?/g, "\n")), ...event } of events) {
+        news = hear({ ...event, data, method: "polling" }) || news;
+      }
+      commit(cursor);
+      // A server that holds polls is asked again at once, one that does not when it suggests.
+      // Which it is shows at the second poll: the first asks for an answer without delay. One that
+      // says again what it has said, as it may while it has no log, has not held it.
+      const held = !hidden && (news || now - request.at >= request.wait * 500);
+      const next = held ? Math.max(now, request.at + t.first) : now + (hidden ? HIDDEN : 1) * (body.wait || t.poll);
+      pollAt = more ? now : next;
+      tick();
+    },
+    fail({ message }, request) {
+      if (request === probe) probeFailed();
+      else if (request.greeted) ended(message);
+      else failed(message);
+    },
 
-  #event(fields) {
-    const { id, cursor } = fields;
-    this.#commit(cursor);
-    if (id !== null) {
-      if (this.seen.has(id)) return;
-      this.seen.add(id);
-      if (this.seen.size > MEMORY) this.seen.delete(this.seen.values().next().value);
-    }
-    const event = Object.freeze({ ...fields, at: fields.at ?? null, cursor: cursor ?? null, provisional: !cursor });
-    this.lastEvent = event;
-    this.effects.push({ do: "event", event });
-  }
+    // And about everything else.
 
-  /** Move on to where the server says we are; within an epoch never back. */
-  #commit(cursor) {
-    if (typeof cursor !== "string" || !cursor) return;
-    const place = parseCursor(cursor);
-    if (place && this.place?.epoch === place.epoch && place.offset < this.place.offset) return;
-    this.cursor = cursor;
-    this.place = place;
-  }
+    start({ polling }) {
+      attempts = 0;
+      const known = auto && (polling || pollUntil > now);
+      method = streaming && !known ? "sse" : "polling";
+      probeDelay = known && t.probe;
+      probeAt = known && now + random() * t.soon;
+      open();
+    },
+    poll() {
+      method = "polling";
+      probeAt = null;
+      open();
+    },
+    tick,
+    reconnect() {
+      fresh();
+      floorAt = 0;
+      if (streaming) method = "sse";
+      open();
+    },
+    close() {
+      enter("closed");
+    },
+    pagehide() {
+      // into the back/forward cache, which an open request would prevent
+      if (phase !== "stopped") enter("paused");
+    },
+    pageshow() {
+      // requests that look open from before are dead
+      if (phase === "paused") on.start({});
+    },
+    offline() {
+      offline = true;
+      if (/stopped|paused/.test(phase)) return;
+      authorized = false;
+      enter("waiting");
+      report("offline");
+      wait(0);
+    },
+    online() {
+      offline = false;
+      attempts = 0;
+      hurry(random() * 1000); // as does everybody on this network
+    },
+    hidden() {
+      hidden = true;
+    },
+    visible() {
+      hidden = false;
+      tick(); // timers of a hidden page are late
+      hurry(0);
+      if (pollAt) pollAt = now;
+      tick();
+    },
+    event({ value }) {
+      hear(value);
+    },
+    gap({ value }) {
+      hearGap(value);
+    },
+    cursor({ value }) {
+      commit(value);
+    },
+  };
+
+  return {
+    /** Take a message in; returns the effects, in the order in which they are to happen. */
+    handle(message, time) {
+      effects = [];
+      now = time;
+      const { type, n } = message;
+      const request = [main, probe].find((each) => each?.n === n);
+      if (request?.silence) request.due = now + request.silence;
+      if (phase !== "closed" && (request || !n)) on[type]?.(message, request);
+      return effects;
+    },
+
+    /** When `tick` is due, in the clock's milliseconds; Infinity if nothing is awaited. */
+    get wakeAt() {
+      return Math.min(main?.due ?? pollAt ?? retryAt ?? Infinity, probe?.due ?? (mayProbe() ? probeAt : Infinity));
+    },
+
+    get cursor() {
+      return cursor;
+    },
+
+    /** When to forget that streams did not work. */
+    get pollUntil() {
+      return pollUntil;
+    },
+
+    /** What users see of it. */
+    get state() {
+      const isConnected = phase === "live";
+      return {
+        isConnected,
+        activeMethod: isConnected ? method : null,
+        lastEvent,
+        error,
+        attempt: isConnected ? 0 : attempts,
+        retryAt,
+        bus,
+        stopped: phase === "stopped",
+        status: phase,
+        role: "solo",
+      };
+    },
+  };
 }
 
-function parseCursor(text) {
-  const parts = /^([^.]+)\.([0-9]+)\./.exec(text ?? "");
-  return parts && { epoch: parts[1], offset: Number(parts[2]) };
+/** [epoch, offset, id] of a cursor, whatever follows them; nothing for text of another form. */
+export function parseCursor(text) {
+  const [, epoch, offset, id] = /^([^.]+)\.(\d+)\.([^.]+)/.exec(text) ?? [];
+  return id && [epoch, +offset, id];
 }
 
-/** The event's own id, which is the cursor's third part; any other id stands for itself. */
-function eventId(cursor) {
-  return cursor === null ? null : (/^[^.]+\.[0-9]+\.(.+)$/.exec(cursor)?.[1] ?? cursor);
-}
-
-function parseJson(text) {
+/** What `act` returns, or `otherwise` where it throws. */
+function attempt(act, otherwise) {
   try {
-    return JSON.parse(text);
+    return act();
   } catch {
-    return null;
+    return otherwise;
   }
 }
 
-/** JSON, or else a text event's text. */
-function parseText(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
-  }
-}
+const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
 
 // -- the shell
 
@@ -635,201 +504,191 @@ function parseText(text) {
  * @param {string} url where the blueprint is mounted, for instance `/api/realtime`
  * @param {object} [options]
  * @param {string[]} [options.topics] to ask for, besides what is for this user anyway
- * @param {string} [options.cursor] where to begin: what the server gave with a snapshot.
- *   Without one, at now
+ * @param {string} [options.cursor] where to begin: what the server gave with a snapshot. Without
+ *   one, where this page was before it was loaded again, or else at now
+ * @param {string} [options.name] who is logged in, for instance the user's id. Tabs with the same
+ *   url, topics and name share one connection; without a name a tab keeps to itself, since one
+ *   person's events must not reach another's page
+ * @param {boolean} [options.share] false: not with other tabs even so
+ * @param {boolean} [options.persist] false: remember nothing over a reload
  * @param {object|(() => object|Promise<object>)} [options.headers] for every request; a function
  *   is called before each
- * @param {(error: object) => boolean|Promise<boolean>} [options.onAuth] called once after a 401
- *   or 403; resolve to true to try once more
+ * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403; one more try
+ *   follows if what it resolves to is truthy, for instance true or a fresh token
  * @param {RequestCredentials} [options.credentials]
  * @param {typeof fetch} [options.fetch] in place of the global one
  * @param {'auto'|'sse'|'polling'} [options.transport]
+ * @param {number} [options.maxBuffer] the longest event, in UTF-16 units; a longer one is a failure
  * @param {object} [options.timings] in milliseconds; the keys of DEFAULTS
  * @returns {{
  *   readonly state: {isConnected: boolean, activeMethod: 'sse'|'polling'|null, lastEvent: ?object,
  *     error: ?{message: string, status?: number}, attempt: number, retryAt: ?number,
- *     bus: ?string, stopped: boolean},
+ *     bus: ?string, stopped: boolean, status: string, role: 'solo'|'leader'|'follower'},
  *   on: (type: string, listener: (value: any) => void) => () => void,
  *   subscribe: (listener: () => void) => () => void,
+ *   events: (type?: string) => AsyncGenerator<object>,
  *   reconnect: () => void,
  *   close: () => void,
- * }} `on` takes an event's type, `*` for every event, or `state`, `gap`, `error`, `status`,
- *   which are the client's own (an event of such a type comes under `*` alone); both `on` and
- *   `subscribe` return what takes the listener off. `state` is frozen and stays the same object
- *   until it changes. An event is `{id, cursor, type, data, at, method, provisional}`
+ * }} `on` takes an event's type, the beginning of types (`order.*`), `*` for every event, or
+ *   `state`, `gap`, `error`, `status`, which are the client's own (an event of such a type comes
+ *   under `*` alone); both `on` and `subscribe` return what takes the listener off. `state` is
+ *   frozen and stays the same object until it changes. An event is
+ *   `{id, cursor, type, data, at, method, provisional}`
  */
 export function connect(url, options = {}) {
-  const { topics = [], headers, onAuth, credentials = "same-origin" } = options;
+  const { topics = [], name, persist = true, headers, onAuth, credentials } = options;
   const base = url.replace(/\/+$/, "");
-  const machine = new Machine({ ...options, streams: canStream(), auth: Boolean(onAuth) });
-  const listeners = new Map();
-  const requests = new Map(); // number to AbortController
-  const cleanups = [];
+  const key = `hybrid:${base}?${topics}#${name}`; // somebody else's page begins anew
+  const { document, navigator, BroadcastChannel } = globalThis;
+  // Storage may be full, forbidden or missing; then nothing is remembered.
+  const store = (text) => attempt(() => (sessionStorage[key] = text));
+  const kept = persist && attempt(() => JSON.parse(sessionStorage[key]));
+  const machine = createMachine({ ...kept, ...options, cursor: options.cursor ?? kept?.cursor, streams: !!globalThis.ReadableStream });
+  const life = new AbortController();
+  const { signal: over } = life;
+  const listeners = new Set();
   const inbox = [];
+  let driver = machine;
   let state = Object.freeze(machine.state);
-  let busy = false;
-  let closed = false;
-  let timer = null;
+  let timer;
   let timerAt = Infinity;
+  let savedAt = 0;
 
   // A listener may call reconnect() or close(): what it causes waits until all that the message
   // before it caused has happened.
-  function tell(message) {
-    inbox.push(message);
-    if (busy) return;
-    busy = true;
+  const tell = (type, more) => {
+    if (inbox.push({ ...more, type }) > 1) return;
     try {
-      while (inbox.length) {
-        const effects = machine.handle(inbox.shift(), Date.now());
-        refresh(); // first, so that listeners see the state that goes with their event
-        for (const effect of effects) perform(effect);
+      for (const message of inbox) {
+        // Hidden, or pagehide: the page may be left.
+        if (/hid/.test(message.type)) savedAt = 0;
+        const effects = driver.handle(message, Date.now());
+        const next = driver.state;
+        if (Object.keys(next).some((key) => next[key] !== state[key])) {
+          state = Object.freeze(next);
+          emit("state", state); // first, so that listeners see the state that goes with their event
+        }
+        for (const [what, value] of effects) acts[what] ? acts[what](value) : emit(what, value);
       }
     } finally {
-      busy = false;
+      inbox.length = 0;
     }
-    arm();
-  }
-
-  function perform(effect) {
-    switch (effect.do) {
-      case "open":
-        open(effect);
-        break;
-      case "abort":
-        requests.get(effect.n)?.abort();
-        requests.delete(effect.n);
-        break;
-      case "auth":
-        authorize(effect);
-        break;
-      case "event":
-        if (OWN.has(effect.event.type)) warnOnce(effect.event.type);
-        else emit(effect.event.type, effect.event);
-        emit("*", effect.event);
-        break;
-      default: // gap, status, error
-        emit(effect.do, effect[effect.do]);
+    if (Date.now() > savedAt + 1000) {
+      const { cursor, pollUntil } = machine;
+      // The first cursor at once: Firefox may end the pagehide listener of a page that is left
+      // before it saves. An older cursor repeats events, where none loses them.
+      savedAt = cursor && Date.now();
+      if (persist && !over.aborted) store(JSON.stringify({ cursor, pollUntil }));
     }
-  }
-
-  function refresh() {
-    const next = machine.state;
-    if (Object.keys(next).every((key) => next[key] === state[key])) return;
-    state = Object.freeze(next);
-    emit("state", state);
-  }
-
-  function emit(type, value) {
-    for (const listener of [...(listeners.get(type) ?? [])]) {
-      if (closed) return;
-      try {
-        listener(value);
-      } catch (error) {
-        report(error);
-      }
-    }
-  }
-
-  /** One timer for everything. It may fire early, never late: deadlines mostly move away. */
-  function arm() {
-    const at = machine.wakeAt;
-    if (at >= timerAt) return;
-    clearTimeout(timer);
-    timerAt = at;
-    timer = setTimeout(
-      () => {
+    // One timer for everything. It may fire early, never late: deadlines mostly move away.
+    const at = driver.wakeAt;
+    if (at < timerAt) {
+      clearTimeout(timer);
+      timerAt = at;
+      timer = setTimeout(() => {
         timerAt = Infinity;
-        tell({ type: "tick" });
-      },
-      Math.max(0, Math.min(at - Date.now(), 2 ** 31 - 1)),
-    );
-  }
+        tell("tick");
+      }, at - Date.now());
+    }
+  };
 
-  async function open({ n, kind, cursor, wait }) {
-    const controller = new AbortController();
-    requests.set(n, controller);
-    try {
-      const query = new URLSearchParams(topics.map((topic) => ["topic", topic]));
-      if (cursor !== null) query.set("since", cursor);
-      if (wait) query.set("wait", wait);
-      const sent = new Headers(typeof headers === "function" ? await headers() : headers);
-      if (controller.signal.aborted) return;
-      const streamed = kind === "sse";
-      // The second type tells the server that this client reads statuses, unlike EventSource.
-      sent.set("Accept", streamed ? "text/event-stream, application/problem+json" : "application/json");
-      const response = await (options.fetch ?? fetch)(`${base}/${streamed ? "sse" : "polling"}?${query}`, {
-        headers: sent,
-        credentials,
-        // Firefox lets a second request for the same address wait for the first otherwise.
-        cache: "no-store",
-        signal: controller.signal,
-      });
-      const retryAfter = parseRetryAfter(response.headers.get("Retry-After"));
-      tell({ type: "head", n, status: response.status, contentType: response.headers.get("Content-Type"), retryAfter });
-      if (controller.signal.aborted) return;
-      if (streamed) await read(n, response.body, controller);
-      else tell({ type: "answer", n, body: await response.json() });
-    } catch (error) {
-      tell({ type: "fail", n, error: { message: String(error?.message ?? error) } });
-    } finally {
+  // An event's type has a space before it here, which tells it from what is the client's own.
+  const emit = (type, value) => {
+    for (const [wanted, listener] of [...listeners]) {
+      if (over.aborted) return;
+      if (wanted === type || wanted === `${type.slice(0, wanted.length - 1)}*`) {
+        try {
+          listener(value);
+        } catch (error) {
+          // is the page's, not ours
+          setTimeout(() => {
+            throw error;
+          });
+        }
+      }
+    }
+  };
+
+  const acts = {
+    async open(request) {
+      const { n, kind, cursor, wait } = request;
+      const { signal } = (request.controller = new AbortController());
+      try {
+        const query = new URLSearchParams(topics.map((topic) => ["topic", topic]));
+        if (cursor) query.set("since", cursor);
+        if (wait) query.set("wait", wait);
+        const sent = new Headers(typeof headers === "function" ? await headers() : headers);
+        if (signal.aborted) return;
+        const streamed = kind === "sse";
+        // The second type tells the server that this client reads statuses, unlike EventSource.
+        sent.set("Accept", streamed ? "text/event-stream, application/problem+json" : "application/json");
+        const response = await (options.fetch ?? fetch)(`${base}/${kind}?${query}`, {
+          headers: sent,
+          credentials,
+          // Firefox lets a second request for the same address wait for the first otherwise.
+          cache: "no-store",
+          signal,
+        });
+        const after = response.headers.get("Retry-After"); // RFC 9110, section 10.2.3
+        const retryAfter = after * 1000 || Date.parse(after) - Date.now() || 0;
+        tell("head", { n, status: response.status, contentType: response.headers.get("Content-Type"), retryAfter });
+        if (signal.aborted) return;
+        if (streamed) {
+          const reader = response.body.getReader();
+          const parser = createParser((block) => tell("block", { n, block }), options.maxBuffer);
+          for (;;) {
+            const { done, value } = await reader.read();
+            if (signal.aborted) return;
+            if (done) throw "stream ended";
+            tell("bytes", { n });
+            parser.push(value);
+          }
+        }
+        tell("answer", { n, body: await response.json() });
+      } catch (error) {
+        tell("fail", { n, message: error?.message ?? error });
+      }
       // Also where somebody's own fetch did not heed the signal; otherwise long over.
-      controller.abort();
-      requests.delete(n);
-    }
-  }
+      acts.abort(request);
+    },
+    abort(request) {
+      request.controller?.abort();
+    },
+    async auth({ n, error }) {
+      let ok;
+      try {
+        ok = await onAuth(error);
+      } catch {}
+      tell("auth", { n, ok });
+    },
+    event(event) {
+      emit(` ${event.type}`, event);
+    },
+  };
 
-  async function read(n, body, controller) {
-    const reader = body.getReader();
-    const parser = createParser((block) => tell({ type: "block", n, block }), {
-      onRetry: (ms) => tell({ type: "retry", n, ms }),
-    });
-    while (!controller.signal.aborted) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      tell({ type: "bytes", n });
-      parser.push(value);
-    }
-    tell({ type: "end", n });
-  }
+  const listen = (target, type, react) => target?.addEventListener?.(type, react, { signal: over });
 
-  async function authorize({ n, error }) {
-    let ok = false;
-    try {
-      ok = (await onAuth(error)) === true;
-    } catch (failure) {
-      report(failure);
-    }
-    tell({ type: "auth", n, ok });
-  }
+  const on = (type, listener) => {
+    const entry = [/^(state|gap|error|status)$/.test(type) ? type : ` ${type}`, listener];
+    listeners.add(entry);
+    return () => listeners.delete(entry);
+  };
 
-  function listen(target, type, message) {
-    if (typeof target?.addEventListener !== "function") return;
-    const listener = (event) => {
-      const telling = message(event);
-      if (telling) tell({ type: telling });
-    };
-    target.addEventListener(type, listener);
-    cleanups.push(() => target.removeEventListener(type, listener));
-  }
-
-  function on(type, listener) {
-    if (!listeners.has(type)) listeners.set(type, new Set());
-    // Wrapped, so that a listener added twice is called twice and taken off one by one.
-    const own = (value) => listener(value);
-    listeners.get(type).add(own);
-    return () => listeners.get(type).delete(own);
-  }
-
-  listen(globalThis, "online", () => "online");
-  listen(globalThis, "offline", () => "offline");
-  listen(globalThis, "pagehide", () => "pause");
   // Not every browser says `persisted` when it should; being shown again says enough.
-  listen(globalThis, "pageshow", () => "resume");
-  const page = globalThis.document;
-  listen(page, "visibilitychange", () => (page.visibilityState === "hidden" ? "hidden" : "visible"));
-  if (page?.visibilityState === "hidden") tell({ type: "hidden" });
-  // In a moment, so that listeners added right after connect() hear of everything.
-  queueMicrotask(() => tell({ type: "start" }));
+  for (const type of ["online", "offline", "pagehide", "pageshow"]) listen(globalThis, type, () => tell(type));
+  const looked = () => tell(document?.hidden ? "hidden" : "visible");
+  listen(document, "visibilitychange", looked);
+  (async () => {
+    if (name && options.share !== false && navigator?.locks && BroadcastChannel) {
+      try {
+        const { share } = await import("./tabs.js");
+        driver = share(machine, key, tell, acts, options);
+      } catch {}
+    }
+    await null; // so that listeners added right after connect() hear of everything
+    looked();
+    tell("start");
+  })();
 
   return {
     get state() {
@@ -837,43 +696,28 @@ export function connect(url, options = {}) {
     },
     on,
     subscribe: (listener) => on("state", () => listener()),
+    async *events(type = "*") {
+      const queue = [];
+      let wake;
+      const off = on(type, (event) => wake?.(queue.push(event)));
+      listen(over, "abort", () => wake?.());
+      try {
+        while (!over.aborted) {
+          if (queue.length) yield queue.shift();
+          else await new Promise((resolve) => (wake = resolve));
+        }
+      } finally {
+        off();
+      }
+    },
     reconnect() {
-      tell({ type: "reconnect" });
+      tell("reconnect");
     },
     close() {
-      if (closed) return;
-      closed = true;
-      for (const cleanup of cleanups) cleanup();
-      tell({ type: "close" });
+      life.abort();
+      tell("close");
       clearTimeout(timer);
+      store("");
     },
   };
-}
-
-function canStream() {
-  return typeof ReadableStream === "function" && typeof Response === "function" && "body" in Response.prototype;
-}
-
-/** Milliseconds from a Retry-After header (RFC 9110, section 10.2.3), null without a usable one. */
-function parseRetryAfter(text) {
-  if (!text) return null;
-  const ms = /^[0-9]+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.now();
-  return Number.isNaN(ms) ? null : Math.max(0, ms);
-}
-
-/** What a listener threw is the page's error, not ours. */
-function report(error) {
-  if (typeof reportError === "function") reportError(error);
-  else
-    setTimeout(() => {
-      throw error;
-    });
-}
-
-const warned = new Set();
-
-function warnOnce(type) {
-  if (warned.has(type)) return;
-  warned.add(type);
-  console.warn(`hybrid: "${type}" is one of the client's own names; events of that type come under "*" alone`);
 }

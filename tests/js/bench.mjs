@@ -1,14 +1,14 @@
 // The machine on a bench: time is a number, the network is what the test says.
-import { Machine } from "../../hybrid/static/hybrid.js";
+import { createMachine } from "../../hybrid/static/hybrid.js";
 
 export class Bench {
   constructor(options = {}, random = () => 0.5) {
-    this.machine = new Machine(options, random);
+    this.machine = createMachine(options, random);
     this.now = 1_000_000;
     this.events = [];
     this.gaps = [];
     this.errors = [];
-    this.asked = []; // auth effects
+    this.asked = []; // what auth effects say
     this.open = new Map(); // what is in flight: number to effect
     this.opened = []; // every request ever, with its time
   }
@@ -19,15 +19,15 @@ export class Bench {
 
   say(message) {
     const effects = this.machine.handle(message, this.now);
-    for (const effect of effects) {
-      if (effect.do === "open") {
-        this.open.set(effect.n, effect);
-        this.opened.push({ ...effect, at: this.now });
-      } else if (effect.do === "abort") this.open.delete(effect.n);
-      else if (effect.do === "event") this.events.push(effect.event);
-      else if (effect.do === "gap") this.gaps.push(effect.gap);
-      else if (effect.do === "error") this.errors.push(effect.error);
-      else if (effect.do === "auth") this.asked.push(effect);
+    for (const [what, value] of effects) {
+      if (what === "open") {
+        this.open.set(value.n, value);
+        this.opened.push({ ...value, at: this.now });
+      } else if (what === "abort") this.open.delete(value.n);
+      else if (what === "event") this.events.push(value);
+      else if (what === "gap") this.gaps.push(value);
+      else if (what === "error") this.errors.push(value);
+      else if (what === "auth") this.asked.push(value);
     }
     return effects;
   }
@@ -62,7 +62,7 @@ export class Bench {
       if (this.last("polling")) this.answer();
       this.pass(1_000);
     }
-    if (!this.last("polling")) this.pass(this.machine.pollAt - this.now);
+    while (!this.last("polling")) this.pass(this.machine.wakeAt - this.now);
     return this;
   }
 
@@ -78,8 +78,8 @@ export class Bench {
     return this;
   }
 
-  block(fields, n = this.last("sse").n) {
-    this.say({ type: "block", n, block: { id: null, eid: null, at: null, type: "message", data: null, ...fields } });
+  block({ type, ...fields }, n = this.last("sse").n) {
+    this.say({ type: "block", n, block: { event: type, ...fields } });
     return this;
   }
 
@@ -89,7 +89,7 @@ export class Bench {
   }
 
   event(offset, { epoch = "e", id = `id-${epoch}-${offset}`, n } = {}) {
-    return this.block({ id: `${epoch}.${offset}.${id}`, type: "tick", data: JSON.stringify(offset), at: "5" }, n);
+    return this.block({ id: `${epoch}.${offset}.${id}.0a1b2c3d`, type: "tick", data: JSON.stringify(offset), at: "5" }, n);
   }
 
   answer(fields = {}, n = this.last("polling").n) {
@@ -101,13 +101,13 @@ export class Bench {
 
   fail(n = this.last().n, message = "network error") {
     this.open.delete(n);
-    this.say({ type: "fail", n, error: { message } });
+    this.say({ type: "fail", n, message });
     return this;
   }
 
   end(n = this.last().n) {
     this.open.delete(n);
-    this.say({ type: "end", n });
+    this.say({ type: "fail", n, message: "the stream ended" });
     return this;
   }
 
@@ -124,7 +124,7 @@ export class Bench {
 
 export const item = (offset, epoch = "e") => ({
   id: `id-${epoch}-${offset}`,
-  cursor: `${epoch}.${offset}.id-${epoch}-${offset}`,
+  cursor: `${epoch}.${offset}.id-${epoch}-${offset}.0a1b2c3d`,
   type: "tick",
   data: offset,
   at: 5,

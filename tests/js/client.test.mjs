@@ -153,6 +153,34 @@ test("15 16 headers are asked for before every request, and onAuth once", async 
   assert.equal(client.state.error.status, 401);
 });
 
+for (const [answer, again] of [[true, true], ["a fresh token", true], [{}, true], [false, false], [null, false], ["", false], [undefined, false], [Error, false]]) {
+  test(`15 onAuth that resolves to ${answer?.name ?? JSON.stringify(answer)} means ${again ? "one more try" : "the end"}`, async (t) => {
+    const { connect, next } = await site(t);
+    const client = connect({
+      onAuth: async () => {
+        if (answer === Error) throw Error("the login is away");
+        return answer;
+      },
+    });
+    (await next("/rt/sse")).refuse(401);
+    if (again) (await next("/rt/sse")).stream(HELLO());
+    const { stopped, error } = await becomes(client, (state) => state.isConnected || state.stopped);
+    assert.equal(stopped, !again);
+    assert.equal(error?.status, again ? undefined : 401);
+  });
+}
+
+test("16 a poll asks for its headers as well", async (t) => {
+  const { connect, next } = await site(t);
+  let token = 0;
+  connect({ transport: "polling", headers: () => ({ Authorization: `token ${++token}` }) });
+  for (const wanted of ["token 1", "token 2", "token 3"]) {
+    const poll = await next("/rt/polling");
+    assert.equal(poll.request.headers.authorization, wanted);
+    poll.json({ events: [], cursor: "e.0.origin", more: true, gap: null, wait: 30 });
+  }
+});
+
 test("16 headers that cannot be had are a failure, not the end", async (t) => {
   const { connect, next } = await site(t);
   let tries = 0;
@@ -222,14 +250,22 @@ test("35 a listener that throws stops nobody else, and the error is not swallowe
   const { connect, next } = await site(t);
   const client = connect();
   const thrown = [];
-  globalThis.reportError = (error) => thrown.push(error.message); // as browsers have it
-  t.after(() => delete globalThis.reportError);
+  // It is thrown from a timer without delay, where it reaches the page's error handler.
+  const { setTimeout } = globalThis;
+  globalThis.setTimeout = (call, ...rest) =>
+    rest.length
+      ? setTimeout(call, ...rest)
+      : setTimeout(() => {
+          assert.throws(call, (error) => thrown.push(error.message) > 0);
+        });
+  t.after(() => (globalThis.setTimeout = setTimeout));
   client.on("tick", () => {
     throw new Error("of the page");
   });
   const heard = hears(client, 2, "tick");
   (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
   await heard;
+  await new Promise((resolve) => setTimeout(resolve));
   assert.deepEqual(thrown, ["of the page", "of the page"]);
 });
 
@@ -267,21 +303,31 @@ test("a listener is taken off by what on() returned, and one added twice is call
   assert.deepEqual(calls, [1, 1, 2]);
 });
 
-test("gap and status reach their listeners; an event of such a type comes under * alone", async (t) => {
+test("R-104 provisional, gap, status and bye reach their listeners; an event of such a type comes under * alone", async (t) => {
   const { connect, next } = await site(t);
   const client = connect();
-  const warnings = t.mock.method(console, "warn", () => {});
   const gap = new Promise((resolve) => client.on("gap", resolve));
   const status = new Promise((resolve) => client.on("status", resolve));
-  const heard = hears(client, 2);
+  const heard = hears(client, 3);
+  const waits = becomes(client, (state) => state.status === "waiting");
   (await next("/rt/sse")).stream(
-    `${HELLO()}id: e.5.x\nevent: hybrid.gap\ndata: {"reason":"expired","cursor":"e.5.x"}\n\nevent: hybrid.status\ndata: {"bus":"degraded"}\n\n${EVENT(6, "status")}${EVENT(7)}`,
+    `${HELLO()}id: e.5.x\nevent: hybrid.gap\ndata: {"reason":"expired","cursor":"e.5.x"}\n\nevent: hybrid.status\ndata: {"bus":"degraded"}\n\n${EVENT(6, "status")}${EVENT(7)}eid: p\nevent: tick\ndata: 8\n\nevent: hybrid.bye\ndata: {"reason":"drain","after":60000}\n\n`,
   );
   assert.deepEqual(await gap, { reason: "expired", cursor: "e.5.x" });
   assert.deepEqual(await status, { bus: "degraded" });
-  assert.deepEqual((await heard).map((event) => event.type), ["status", "tick"]);
+  assert.deepEqual((await heard).map((event) => [event.type, event.provisional]), [["status", false], ["tick", false], ["tick", true]]);
+  assert.equal((await waits).error, null, "a goodbye is no failure");
+  assert.ok(client.state.retryAt >= Date.now() + 50_000);
   assert.equal(client.state.bus, "degraded");
-  assert.equal(warnings.mock.callCount(), 1);
+});
+
+test("11 Retry-After in seconds", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ transport: "sse" });
+  const asked = Date.now();
+  (await next("/rt/sse")).refuse(503, { "Retry-After": "60" });
+  const { retryAt } = await becomes(client, (state) => state.retryAt !== null);
+  assert.ok(retryAt >= asked + 60_000 && retryAt <= Date.now() + 72_000);
 });
 
 test("11 Retry-After as a date", async (t) => {
@@ -323,4 +369,50 @@ test("50 importing it makes no global", async () => {
   const before = Object.getOwnPropertyNames(globalThis);
   await import("../../hybrid/static/hybrid.js?again");
   assert.deepEqual(Object.getOwnPropertyNames(globalThis), before);
+});
+
+test("events() is a loop over events of a type or of a beginning of types, and ends with close()", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const call = next("/rt/sse");
+  const told = [];
+  client.on("order.*", (event) => told.push(event.type));
+  const loop = (async () => {
+    const heard = [];
+    for await (const event of client.events("order.*")) {
+      heard.push(event.data);
+      if (heard.length === 2) client.close();
+    }
+    return heard;
+  })();
+  (await call).stream(HELLO() + EVENT(1, "order.new") + EVENT(2, "other") + EVENT(3, "order.paid"));
+  assert.deepEqual(await loop, [1, 3]);
+  assert.deepEqual(told, ["order.new", "order.paid"]);
+});
+
+test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ maxBuffer: 1000 });
+  const error = new Promise((resolve) => client.on("error", resolve));
+  (await next("/rt/sse")).stream(`${HELLO()}data: ${"x".repeat(2000)}`);
+  assert.match((await error).message, /longer than maxBuffer/);
+});
+
+test("31 55 a storage as pages have it: the cursor, and that streams did not work, until close()", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = new Map();
+  globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
+  t.after(() => delete globalThis.sessionStorage);
+  const client = connect({ cursor: "e.0.origin" });
+  for (let tries = 0; tries < 3; tries += 1) (await next("/rt/sse")).refuse(502);
+  (await next("/rt/polling")).json({ events: [], cursor: "e.2.id2", more: false, gap: null, wait: 30 });
+  await becomes(client, (state) => state.activeMethod === "polling");
+  const [key] = kept.keys();
+  assert.equal(JSON.parse(kept.get(key)).name, undefined);
+  kept.set(key, JSON.stringify({ cursor: "e.2.id2", pollUntil: Date.now() + 60_000 }));
+  const again = connect({ cursor: null, timings: { ...FAST, soon: 20 } });
+  assert.equal((await next("/rt/polling")).query.get("since"), "e.2.id2");
+  assert.ok(await next("/rt/sse"), "and it looks soon");
+  again.close();
+  assert.equal(kept.get(key), "");
 });

@@ -61,7 +61,7 @@ function live(seed) {
   const random = generator(seed);
   const chance = (p) => random() < p;
   const server = new Server(random);
-  const bench = new Bench({ auth: chance(0.5) }, random);
+  const bench = new Bench({ onAuth: chance(0.5) }, random);
   const sessions = new Map(); // request number to what the server knows about it
   const told = []; // events and gaps, as a listener hears them
   let horizon = null; // where the client stands for a listener: {epoch, offset}
@@ -69,12 +69,12 @@ function live(seed) {
   let blocked = false; // streams, by something on the way
 
   const hear = (effects) => {
-    for (const effect of effects) {
-      if (effect.do === "gap") {
+    for (const [what, value] of effects) {
+      if (what === "gap") {
         told.push("gap");
         horizon = null;
-      } else if (effect.do === "event") {
-        const { cursor, id } = effect.event;
+      } else if (what === "event") {
+        const { cursor, id } = value;
         const [epoch, text] = cursor.split(".");
         const offset = Number(text);
         assert.ok(!told.includes(id), `${id} came twice`);
@@ -161,7 +161,7 @@ function live(seed) {
     } else if (dice < 0.05) down = true;
     else if (dice < 0.08) blocked = true;
     else if (dice < 0.14) {
-      const types = ["offline", "online", "hidden", "visible", "pause", "resume", "reconnect"];
+      const types = ["offline", "online", "hidden", "visible", "pagehide", "pageshow", "reconnect"];
       bench.say({ type: types[Math.floor(random() * types.length)] });
     } else if (dice < 0.16) bench.now += random() * 100_000; // a page that slept
     for (const request of [...bench.open.values()]) if (known(request.n) && chance(0.7)) serve(request, false);
@@ -171,7 +171,7 @@ function live(seed) {
 
   // The weather clears.
   down = blocked = false;
-  for (const type of ["online", "visible", "resume"]) bench.say({ type });
+  for (const type of ["online", "visible", "pageshow"]) bench.say({ type });
   for (let step = 0; step < 300; step += 1) {
     for (const request of [...bench.open.values()]) if (known(request.n)) serve(request, true);
     if (bench.machine.cursor === server.cursor() && bench.state.isConnected && bench.open.size) break;

@@ -1,66 +1,123 @@
 -- Append events to the log and announce them, atomically. Safe to repeat: an event id that the
 -- log holds is not stored again.
 --
--- KEYS  1 log (stream)  2 meta (hash: epoch, offset, id of the newest event)  3 ids (hash)
--- ARGV  1 channel  2 epoch, should a new log begin  3 events kept  4 milliseconds kept (both
---       may be '': what the application has said, or 10000 and an hour)
+-- KEYS  1 log (stream)  2 meta (hash: epoch, offset and mark of the newest event)  3 ids (hash)
+-- ARGV  1 channel  2 epoch, should a new log begin  3 events kept  4 milliseconds kept  5 bytes
+--       kept (each may be '': what the application has said, or 10000, an hour, 64 MiB)
 --       then for each event: its id, its JSON
--- Answer: epoch, then for each event: offset, id of its predecessor ('' for a repeat)
+-- Answer: epoch, then for each event: offset, mark, mark of its predecessor ('' for a repeat).
+--         An epoch of '' says that nothing was stored yet, since the ids of a long log are being
+--         read again: call it again.
+-- The mark of an event is its id and a digest of all up to it, so that no other log has the same
+-- one: `epoch.offset.mark` is a cursor.
 
 local log, meta, ids = KEYS[1], KEYS[2], KEYS[3]
+local FIRST = 6
+local ENVELOPE = 200   -- about what an entry takes beside its JSON
+local STEP = 300000    -- bytes that one call reads to find the ids again: some milliseconds
+
+local function chain(prev, id)
+  return id .. '.' .. string.sub(redis.sha1hex(prev .. ' ' .. id), 1, 8)
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-for i = 5, #ARGV, 2 do
+if #ARGV[2] > 64 or not string.match(ARGV[2], '^[%w_~-]+$') then
+  return redis.error_reply('ERR an epoch has 1 to 64 characters of A-Z a-z 0-9 _ ~ -')
+end
+for i = FIRST, #ARGV, 2 do
   if #ARGV[i] > 64 or not string.match(ARGV[i], '^[%w_~-]+$') then
     return redis.error_reply('ERR an event id has 1 to 64 characters of A-Z a-z 0-9 _ ~ -')
   end
 end
 
-local head = redis.call('HMGET', meta, 'epoch', 'offset', 'id', 'max_events', 'max_ms')
+local head = redis.call('HMGET', meta, 'epoch', 'offset', 'mark', 'max_events', 'max_ms',
+  'max_bytes', 'bytes', 'indexed', 'twice')
 local epoch, offset, prev = head[1], tonumber(head[2]), head[3]
 local max_events = tonumber(ARGV[3]) or tonumber(head[4]) or 10000
 local max_ms = tonumber(ARGV[4]) or tonumber(head[5]) or 3600000
+local max_bytes = tonumber(ARGV[5]) or tonumber(head[6]) or 67108864
+local bytes, indexed, twice = tonumber(head[7]) or 0, head[8], tonumber(head[9]) or 0
 local kept = redis.call('XLEN', log)
-if not epoch or (offset > 0 and kept == 0) then
+if not (epoch and prev) or (offset > 0 and kept == 0) then
   -- The newest entry is never trimmed: without it this is not the log that meta speaks of.
-  redis.call('DEL', log, meta, ids)
-  epoch, offset, prev, kept = ARGV[2], 0, 'origin', 0
-elseif redis.call('HLEN', ids) ~= kept then
-  redis.call('DEL', ids)
-  for _, entry in ipairs(redis.call('XRANGE', log, '-', '+')) do
-    redis.call('HSET', ids, entry[2][2], string.match(entry[1], '^%d+'))
+  redis.call('UNLINK', log, meta, ids)
+  epoch, offset, prev, kept, bytes, twice = ARGV[2], 0, 'origin', 0, 0, 0
+elseif indexed or redis.call('HLEN', ids) ~= kept - twice then
+  -- The ids are a copy of what the log says. Without all of them nothing can be stored: it might
+  -- be there. They are read in steps, since nobody else is served meanwhile.
+  if not indexed then
+    redis.call('UNLINK', ids)
+    indexed = '0'
   end
+  local entries, size
+  size = 0
+  repeat
+    entries = redis.call('XRANGE', log, string.format('%.0f-0', indexed + 1), '+', 'COUNT', 20)
+    for _, entry in ipairs(entries) do
+      indexed = string.match(entry[1], '^%d+')
+      redis.call('HSET', ids, entry[2][2], indexed)
+      size = size + #entry[2][8] + ENVELOPE
+    end
+  until #entries < 20 or size > STEP
+  if #entries == 20 then
+    redis.call('HSET', meta, 'indexed', indexed)
+    return {''}
+  end
+  redis.call('HDEL', meta, 'indexed')
+  twice = kept - redis.call('HLEN', ids)  -- somebody else has put them there
 end
 
-local answer = {epoch}
-for i = 5, #ARGV, 2 do
+local answer, messages = {epoch}, {}
+for i = FIRST, #ARGV, 2 do
   local id, event = ARGV[i], ARGV[i + 1]
   local known = redis.call('HGET', ids, id)
   if known then
+    local fields = redis.call('XRANGE', log, known .. '-0', known .. '-0')[1][2]
     answer[#answer + 1] = known
+    answer[#answer + 1] = chain(fields[4], id)
     answer[#answer + 1] = ''
   else
     offset = offset + 1
     local place = string.format('%.0f', offset)
     redis.call('XADD', log, place .. '-0', 'id', id, 'prev', prev, 'stored', now, 'event', event)
     redis.call('HSET', ids, id, place)
-    redis.call('PUBLISH', ARGV[1], table.concat({'e', epoch, place, prev, id, event}, ' '))
+    messages[#messages + 1] = table.concat({'e', epoch, place, prev, id, event}, ' ')
+    local mark = chain(prev, id)
     answer[#answer + 1] = place
+    answer[#answer + 1] = mark
     answer[#answer + 1] = prev
-    prev, kept = id, kept + 1
+    prev, kept, bytes = mark, kept + 1, bytes + #event + ENVELOPE
   end
 end
-redis.call('HSET', meta, 'epoch', epoch, 'offset', string.format('%.0f', offset), 'id', prev,
-  'max_events', max_events, 'max_ms', max_ms)
 
 -- Trim a little with every call; at most this many, so that no call takes long.
-local old, drop = redis.call('XRANGE', log, '-', '+', 'COUNT', 100 + #ARGV), 0
-for place, entry in ipairs(old) do
-  local too_old = tonumber(entry[2][6]) < now - max_ms
-  if kept - drop <= 1 or (kept - drop <= max_events and not too_old) then break end
-  redis.call('HDEL', ids, entry[2][2])
-  drop = place
+local drop, most, place = 0, 100 + #ARGV, '-'
+while drop < most and place do
+  -- One where there is one too many, as at rest: to look at more would cost more than to store.
+  local count = math.min(most - drop, math.max(1, kept - drop - max_events))
+  local entries = redis.call('XRANGE', log, place, '+', 'COUNT', count)
+  place = nil
+  for _, entry in ipairs(entries) do
+    local left = kept - drop
+    local fits = left <= max_events and bytes <= max_bytes
+    if left <= 1 or (fits and tonumber(entry[2][6]) >= now - max_ms) then
+      place = nil
+      break
+    end
+    redis.call('HDEL', ids, entry[2][2])
+    bytes = math.max(0, bytes - #entry[2][8] - ENVELOPE)
+    drop = drop + 1
+    place = string.format('%.0f-0', string.match(entry[1], '^%d+') + 1)
+  end
 end
 if drop > 0 then redis.call('XTRIM', log, 'MAXLEN', kept - drop) end
+redis.call('HSET', meta, 'epoch', epoch, 'offset', string.format('%.0f', offset), 'mark', prev,
+  'max_events', max_events, 'max_ms', max_ms, 'max_bytes', max_bytes, 'bytes', bytes,
+  'twice', twice)
+
+-- Only now: a user who may not publish (what Redis 7 makes of a new one) fails here, and a script
+-- that fails keeps what it has written. The log is whole by then, the event is found by the probe.
+for _, message in ipairs(messages) do redis.call('PUBLISH', ARGV[1], message) end
 return answer

@@ -1,0 +1,103 @@
+"""How to reach Redis, in a bounded time.
+
+Connect and read have timeouts of their own, and nothing is retried below the callers, who know
+what a repetition means. redis-py's defaults would wait for up to a minute, and repeat what may
+have been stored.
+"""
+
+import ssl
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from hybrid.errors import ConfigError
+
+TIMEOUT = 0.4
+"""Seconds for connecting, and for each answer. A new connection asks up to seven times; and a name
+is looked up without any bound. So nobody who must not wait makes a call of their own."""
+CONNECTIONS = 32
+
+
+def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTIONS) -> "redis.Redis":
+    """A client for the URL whose every answer is there within `timeout` seconds or fails.
+
+    It has so many connections at most; who comes when all are in use waits as long for one.
+
+    `redis://`, `rediss://`, `unix://` as redis-py has them;
+    `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`, also `rediss+`.
+    Raises `ConfigError` for anything else.
+    """
+    parts = urlsplit(url)
+    options: dict[str, Any] = {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,  # it sends a PING and never looks for the answer
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": True,
+        # Other programs write to the log too: a byte that is no UTF-8 is theirs, not an outage.
+        "encoding_errors": "replace",
+        "client_name": "flask-hybrid",
+    }
+    if parts.scheme != "unix":
+        options["socket_keepalive"] = True
+    try:
+        if parts.scheme.endswith("+sentinel"):
+            return _by_sentinel(url, options, timeout, connections)
+        pool = redis.BlockingConnectionPool.from_url(
+            url, max_connections=connections, timeout=timeout, **options
+        )
+    except (ValueError, redis.RedisError) as error:
+        raise ConfigError(f"the Redis URL cannot be used: {error}") from None
+    return redis.Redis(connection_pool=pool)
+
+
+def disconnect(client: "redis.Redis") -> None:
+    """Drop all its connections; the next command makes new ones."""
+    # close() alone leaves a pool that was handed in as it is, sockets open.
+    pool = client.connection_pool
+    pool.disconnect()
+    sentinel = getattr(pool, "sentinel_manager", None)
+    for each in sentinel.sentinels if sentinel is not None else ():
+        each.close()
+
+
+def _by_sentinel(
+    url: str, options: dict[str, Any], timeout: float, connections: int
+) -> "redis.Redis":
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    addresses = []
+    for host in hosts.split(","):
+        name, _, port = host.rpartition(":")
+        addresses.append((name or host, int(port) if name else 26379))
+    service, _, db = parts.path.strip("/").partition("/")
+    if not service:
+        raise ConfigError("a Sentinel URL names the service: redis+sentinel://host:26379/mymaster")
+    settings = dict(parse_qsl(parts.query))
+    if parts.scheme.startswith("rediss"):
+        options = options | {"ssl": True, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        addresses,
+        sentinel_kwargs={
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry": Retry(NoBackoff(), 0),
+            "username": settings.get("sentinel_username"),
+            "password": settings.get("sentinel_password"),
+        },
+    )
+    client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
+        service,
+        db=int(db or 0),
+        # That pool does not wait for a connection, but fails: so there are some to spare.
+        max_connections=2 * connections,
+        username=unquote(user) or None,
+        password=unquote(password) or None,
+        **options,
+    )
+    return client

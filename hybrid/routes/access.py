@@ -1,0 +1,211 @@
+"""Who asks, and what they may do."""
+
+import hmac
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Collection
+from inspect import isawaitable
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from flask import Flask, current_app, request
+from werkzeug.exceptions import HTTPException
+
+from hybrid.audience import DOCTOR, MAX_NAME, Audience, Identity, is_name
+from hybrid.auth import STREAM_SECONDS
+from hybrid.routes.answers import FULL_RETRY_AFTER, Problem, app_state
+from hybrid.routes.bounds import address_of, count, patience, refuse_if_spent
+from hybrid.wire import to_json
+
+if TYPE_CHECKING:
+    from hybrid.application import AppState
+
+logger = logging.getLogger("hybrid")
+
+MAX_TOPICS = 100
+
+
+def identity_of(state: "AppState") -> Identity:
+    identity = ask(state.hooks.identify)
+    if not isinstance(identity, Identity):  # None, or a hook that forgot what it returns
+        raise Problem(401, "Unauthorized", "this needs an identity; log in first")
+    if identity.user is None and not state.settings.anonymous:
+        raise Problem(401, "Unauthorized", "anonymous visitors may not connect; log in first")
+    return identity
+
+
+# What of a request has no say in who it is: what a browser prefers, where it stands in the log.
+UNTELLING = frozenset(
+    "HTTP_" + name
+    for name in (
+        *("ACCEPT", "ACCEPT_ENCODING", "ACCEPT_LANGUAGE", "CACHE_CONTROL", "CONNECTION", "DNT"),
+        *("IF_MODIFIED_SINCE", "IF_NONE_MATCH", "LAST_EVENT_ID", "PRAGMA", "PRIORITY", "REFERER"),
+        *("SEC_CH_UA", "SEC_CH_UA_MOBILE", "SEC_CH_UA_PLATFORM", "SEC_FETCH_DEST", "SEC_GPC"),
+        *("SEC_FETCH_MODE", "SEC_FETCH_SITE", "SEC_FETCH_USER", "TE", "UPGRADE_INSECURE_REQUESTS"),
+    )
+) | {"REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"}
+MAX_CREDENTIALS = 16 * 1024
+"""Characters kept for a stream: a hundred streams of one address are then under 2 MB."""
+GRANTED = "hybrid.granted"
+TICKET = "hybrid.ticket"
+OURS = frozenset({"since", "topic", "wait", "limit", "ticket"})
+"""Query parameters of the protocol; what else there is, the application may look at."""
+
+
+def credentials_of(identity: Identity, topics: frozenset[str], *, granted: bool = False) -> str:
+    """What of this request says who it is, to be kept as long as its stream.
+
+    Everything that a hook could look at, since a proxy may name the user in any header; the
+    same for all tabs of a browser. Nothing for who has nothing to lose: an anonymous visitor
+    without topics, who sees what everybody does. `granted`: the topics are the endpoint's own.
+    """
+    if identity.user is None and not identity.roles and not topics:
+        return ""
+    environ, args = request.environ, request.args
+    told = {
+        key: value
+        for key, value in environ.items()
+        if isinstance(value, str) and key not in UNTELLING and not key.startswith("gunicorn.")
+    }
+    query = [(key, value) for key, value in args.items(multi=True) if key not in OURS]
+    told["QUERY_STRING"] = urlencode(query) if query else ""
+    if granted:
+        told[GRANTED] = "yes"
+    text = to_json(told)
+    if len(text) > MAX_CREDENTIALS:
+        raise Problem(431, "Header fields too large", "they are kept as long as the stream lives")
+    return text
+
+
+def look_again(
+    app: Flask, state: "AppState", credentials: str, wanted: Collection[frozenset[str]]
+) -> tuple[Identity | None, Collection[frozenset[str]]]:
+    """Who the credentials belong to now, None for nobody, and which of the wanted are granted.
+
+    What the application does before a request is done here too: it may be what makes `identify`
+    work, and what refuses. Raises where no answer can be had.
+    """
+    told = json.loads(credentials)
+    if TICKET in told:
+        user, roles, until = told[TICKET]
+        return (Identity(user, roles) if time.time() < until else None), wanted
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "wsgi.version": (1, 0),
+        "wsgi.input": BytesIO(),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    } | told
+    with app.request_context(environ):
+        try:
+            refusal = app.preprocess_request()
+            if refusal is not None:
+                if app.make_response(refusal).status_code in UNDECIDED:
+                    raise RuntimeError("a before_request handler cannot answer now")
+                return None, ()
+            identity = identity_of(state)
+            if GRANTED in told:
+                return identity, wanted
+            return identity, {topics for topics in wanted if _granted(state, identity, topics)}
+        except HTTPException as refusal:
+            if refusal.code in UNDECIDED:
+                raise
+            return None, ()
+
+
+UNDECIDED = (429, 500, 502, 503, 504)
+"""Statuses that do not say no, only that it cannot be said now."""
+
+
+def _granted(state: "AppState", identity: Identity, topics: Collection[str]) -> bool:
+    return all(
+        topic.startswith(DOCTOR) or ask(state.hooks.authorize, identity, topic) for topic in topics
+    )
+
+
+def redeem(state: "AppState", ticket: str) -> tuple[Identity, frozenset[str], str, int]:
+    """Who the ticket was issued to, for which topics, what is kept as credentials, and when."""
+    try:
+        found = state.instance().tickets.redeem(ticket, patience())
+    except ConnectionError as error:
+        raise Problem(503, "Unavailable", str(error), retry_after=FULL_RETRY_AFTER) from error
+    if found is None:
+        raise Problem(401, "Unauthorized", "the ticket is not valid (any more)")
+    identity, topics, issued_ms = found
+    until = time.time() + STREAM_SECONDS
+    credentials = json.dumps({TICKET: [identity.user, sorted(identity.roles), until]})
+    return identity, topics, credentials, issued_ms
+
+
+def topics_of(state: "AppState", identity: Identity) -> frozenset[str]:
+    topics = frozenset(request.args.getlist("topic"))
+    if len(topics) > MAX_TOPICS:
+        raise Problem(400, "Bad request", f"at most {MAX_TOPICS} topics a connection")
+    for topic in topics:
+        if not is_name(topic):
+            raise Problem(
+                400,
+                "Bad request",
+                f"a topic has 1 to {MAX_NAME} characters and no control characters",
+            )
+        if not _granted(state, identity, {topic}):
+            raise Problem(403, "Forbidden", f"the topic {topic!r} is not open to you")
+    return topics
+
+
+def permitted(hook: Callable[..., Any] | None, identity: Identity, *, default: bool) -> bool:
+    return default if hook is None else bool(ask(hook, identity))
+
+
+def may_test(state: "AppState", identity: Identity, audience: Audience) -> bool:
+    only_self = identity.user is not None and audience == Audience(users=frozenset({identity.user}))
+    return only_self or permitted(state.hooks.can_test, identity, default=state.debug())
+
+
+def require_key(state: "AppState") -> None:
+    """Let in who knows the key; without a key there is nothing here."""
+    key = state.settings.publish_key
+    if key is None:
+        raise Problem(404, "Not found", "publishing is off: HYBRID_PUBLISH_KEY is not set")
+    require_bearer(key)
+
+
+def require_bearer(key: str) -> None:
+    """Let in who knows the key.
+
+    An address that has tried too many wrong ones is refused before another is looked at, right
+    or wrong: it would still find out otherwise. Who sends the right one is never counted.
+    """
+    instance = app_state().instance()
+    address = address_of(instance)
+    refuse_if_spent(instance, "wrong_keys", address)
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
+        count(instance, "wrong_keys", address)
+        problem = Problem(401, "Unauthorized", "send the key: Authorization: Bearer …")
+        problem.headers["WWW-Authenticate"] = "Bearer"
+        raise problem
+
+
+def ask(hook: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a hook of the application; one that raises admits nobody.
+
+    It may be `async`. What could still be waited for is no answer: taken as one it would be true.
+    """
+    try:
+        answer = current_app.ensure_sync(hook)(*arguments)
+        if isawaitable(answer):
+            raise TypeError("the hook returned something to wait for; make it an `async def`")
+        return answer
+    except HTTPException:
+        raise  # abort(403) in a hook is an answer
+    except Exception:
+        logger.exception("%s raised; the request is refused", getattr(hook, "__name__", hook))
+        raise Problem(
+            503, "Unavailable", "who you are could not be established", retry_after=FULL_RETRY_AFTER
+        ) from None

@@ -1,0 +1,131 @@
+"""How much a client may do: who is counted as one, and what is said to who did too much."""
+
+import ipaddress
+import logging
+from functools import lru_cache
+
+from flask import current_app, request
+from limits.strategies import RateLimiter
+
+from hybrid.audience import Identity
+from hybrid.errors import Draining, TooManyConnections, TooManyOfOne
+from hybrid.instance import Instance
+from hybrid.reach import Patience
+from hybrid.routes.answers import DRAINING_RETRY_AFTER, FULL_RETRY_AFTER, Problem
+
+logger = logging.getLogger("hybrid")
+
+NOWHERE = "local"
+"""The bucket of all who have no address: behind a Unix socket without HYBRID_TRUSTED_PROXIES."""
+MAX_ADDRESS = 100
+"""Characters, with a zone and a port. Longer texts, which a header may bring, are not kept."""
+CROWDED_RETRY_AFTER = 30
+"""Seconds: until one of a user's many streams has ended; the client polls meanwhile."""
+
+
+def address_of(instance: Instance) -> str:
+    """Where the request comes from: one IPv4 address, or the /64 of an IPv6 address.
+
+    X-Forwarded-For counts only from the right, by the number of trusted proxies: what is further
+    left anybody can write. A single IPv6 customer has at least a /64 to choose addresses from.
+    """
+    environ = request.environ
+    direct = environ.get("REMOTE_ADDR") or ""
+    proxies = instance.settings.trusted_proxies
+    forwarded = environ.get("HTTP_X_FORWARDED_FOR")  # of several, the server makes one
+    if "werkzeug.proxy_fix.orig" in environ:
+        return _bucket(direct)  # the application has looked through its proxies already
+    if proxies:
+        chain = [*(forwarded.split(",") if forwarded is not None else ()), direct]
+        return _bucket(chain[-1 - min(proxies, len(chain) - 1)])
+    bucket = _bucket(direct)
+    if forwarded is not None and not instance.one_address and _is_near(bucket):
+        instance.one_address = True
+        logger.warning(
+            "requests come through a proxy, and all clients share the limits of its address (%s);"
+            " set HYBRID_TRUSTED_PROXIES to the number of proxies in front",
+            bucket,
+        )
+    return bucket
+
+
+def _bucket(text: str) -> str:
+    text = text.strip().strip('"')
+    return _network(text) if len(text) <= MAX_ADDRESS else NOWHERE
+
+
+@lru_cache(4096)
+def _network(text: str) -> str:
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return NOWHERE
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _is_near(bucket: str) -> bool:
+    return bucket == NOWHERE or ipaddress.ip_network(bucket).is_private
+
+
+def patience(*, theirs: bool = False) -> Patience:
+    """How long this request waits yet for where limits and the like are kept, all in all.
+
+    `theirs`: for the storage of the application's own `Limiter`, which, should it be slow, is not
+    to take what there is for ours.
+    """
+    key = "hybrid.patience.theirs" if theirs else "hybrid.patience"
+    left: Patience | None = request.environ.get(key)
+    if left is None:
+        left = request.environ[key] = Patience()
+    return left
+
+
+def count(instance: Instance, limit: str, who: str) -> None:
+    """Count one; 429 when it is too much."""
+    if not current_app.config.get("RATELIMIT_ENABLED", True):
+        return
+    strategy: RateLimiter | None = None
+    if limiters := current_app.extensions.get("limiter"):
+        if not all(limiter.enabled for limiter in limiters):
+            return
+        strategy = next(iter(limiters)).limiter
+    wait = instance.rates.hit(
+        limit, who, strategy=strategy, patience=patience(theirs=strategy is not None)
+    )
+    if wait is not None:
+        raise too_many(limit, wait)
+
+
+def refuse_if_spent(instance: Instance, limit: str, who: str) -> None:
+    """429 where a limit was reached lately, without counting."""
+    left = instance.rates.refused_for(limit, who)
+    if left is not None:
+        raise too_many(limit, left)
+
+
+def too_many(limit: str, seconds: int) -> Problem:
+    words = limit.replace("_", " ")
+    return Problem(429, "Too many requests", f"too many {words}", retry_after=seconds)
+
+
+def count_for_user(instance: Instance, limit: str, identity: Identity) -> None:
+    """Count one for the user; anonymous visitors are told apart by address alone."""
+    if identity.user is not None:
+        count(instance, limit, identity.user)
+
+
+def refusal(error: TooManyConnections) -> Problem:
+    """What is said to a connection that finds no slot."""
+    if isinstance(error, TooManyOfOne):
+        return Problem(429, "Too many streams", str(error), retry_after=CROWDED_RETRY_AFTER)
+    if isinstance(error, Draining):
+        return Problem(503, "Draining", str(error), retry_after=DRAINING_RETRY_AFTER)
+    return Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER)

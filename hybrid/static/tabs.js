@@ -1,0 +1,266 @@
+/**
+ * One connection for all tabs of a person: hybrid.js loads this where a page has given a name.
+ *
+ * Two parts: a tab (who has the connection, what the others are told; pure like the machine) and
+ * a shell around it (Web Locks, BroadcastChannel).
+ */
+const DEFAULTS = {
+  beat: 2_000, // a leading tab says that it is alive
+  patience: 7_000, // a seen tab without a sign of its leader takes over
+};
+const RING = 200; // frames that a leader can repeat
+
+/**
+ * Which of the tabs with the same name has the connection. Pure like the machine, and with the
+ * same `handle`, `wakeAt`, `cursor` and `state`, so that whoever drives it need not know.
+ *
+ * One tab holds a lock: it leads, runs its machine and says what the machine has heard, as
+ * frames. The others follow: their machines rest, and take the frames in, so that their cursors
+ * move along and each can go on from its own when the lock comes to it.
+ *
+ * A tab follows once it is `level` with its leader, and asks until it is. The leader knows by
+ * the cursor what it has to repeat; if it cannot tell, the tab polls for itself up to where the
+ * leader is. A gap makes everybody level. Terms, which only grow, tell a leader from one that
+ * was frozen and does not know yet that it was replaced.
+ *
+ * Besides the machine's messages: `granted` and `lost` (the lock), `heard` (from another tab).
+ * Besides its effects: `lock` (ask for it, `steal`: at once), `release`, `post` (to the others).
+ */
+export function createTab(machine, { timings = {} } = {}, random = Math.random) {
+  const t = { ...DEFAULTS, ...timings };
+  const me = random();
+  let role = "follower"; // leader, solo
+  let joined; // false in the back/forward cache, null once closed
+  let hidden = false;
+  let due = Infinity; // a leader's next beat; the end of a follower's patience
+  let term = 0;
+  let level = false; // with the leader
+  let asked = 0; // when; 0 once answered
+  let remote = null; // the leader's state
+  let ring = []; // frames, without a hole between them
+  let effects;
+  let now;
+
+  const told = () => JSON.stringify({ ...machine.state, lastEvent: null });
+
+  const post = (message) => effects.push(["post", message]);
+
+  const ask = () => {
+    asked = now;
+    // Live it is by polls: then the server has just confirmed our cursor.
+    post({ ask: machine.cursor, polled: machine.state.isConnected, me });
+  };
+
+  const lock = (steal) => {
+    effects.push(["lock", steal]);
+    due = now + t.patience;
+  };
+
+  const keep = (frame) => {
+    if (frame.effects.length || frame.prev !== frame.cursor) ring.push(frame);
+    if (ring.length > RING) ring.shift();
+  };
+
+  /** Say what changed, and the state. A frame in which nothing changed is a beat. */
+  const say = (prev = machine.cursor, heard = [], answer = {}) => {
+    const state = { ...machine.state, lastEvent: null };
+    const frame = { term, prev, cursor: machine.cursor, effects: heard, state, hidden };
+    post({ ...frame, ...answer });
+    keep(frame);
+    due = now + t.beat;
+  };
+
+  /** Let the machine handle a message; a leader says what came of it. */
+  const run = (message) => {
+    const prev = machine.cursor;
+    const before = told();
+    const done = machine.handle(message, now);
+    effects.push(...done);
+    const heard = done.filter(([what]) => /event|gap|status|error/.test(what));
+    if (role === "leader" && (heard[0] || prev !== machine.cursor || before !== told())) say(prev, heard);
+  };
+
+  const rest = () => {
+    role = "follower";
+    level = false;
+    asked = 0;
+    ring = [];
+    run({ type: "pagehide" });
+  };
+
+  const follow = () => {
+    rest();
+    lock();
+    ask();
+  };
+
+  const take = (frame) => {
+    for (const [type, value] of [...frame.effects, ["cursor", frame.cursor]]) {
+      const done = machine.handle({ type, value }, now);
+      effects.push(...(/status|error/.test(type) ? [[type, value]] : done));
+    }
+    keep(frame);
+  };
+
+  /** What a tab at this cursor has missed; undefined if that cannot be told. */
+  const missed = (cursor, polled) => {
+    if (cursor === null || cursor === machine.cursor) return [];
+    const from = ring.findIndex((frame) => frame.prev === cursor);
+    if (from >= 0) return ring.slice(from);
+    const [epoch, offset] = cursor.split(".");
+    const [ours, reached] = (machine.cursor ?? "").split(".");
+    if (polled && epoch === ours && +offset >= +reached) return [];
+  };
+
+  const general = {
+    start() {
+      joined = true;
+      follow();
+    },
+    pageshow() {
+      if (joined === false) general.start();
+    },
+    pagehide() {
+      joined = false;
+      due = Infinity;
+      effects.push(["release"]);
+      rest();
+    },
+    close(message) {
+      general.pagehide();
+      joined = null;
+      run(message);
+    },
+    granted() {
+      role = "leader";
+      term = Math.max(now, term + 1);
+      run({ type: "start", polling: remote?.activeMethod === "polling" });
+    },
+    lost({ alone }) {
+      if (!alone) return follow();
+      role = "solo"; // no locks here after all
+      due = Infinity;
+      effects.push(["release"]);
+      run({ type: "start" });
+    },
+    tick(message) {
+      if (now >= due && role === "leader") say();
+      else if (now >= due && !hidden) {
+        // When the timer was late we slept, as the leader may have.
+        if (now - due > t.patience) due = now + t.patience;
+        else lock(true);
+      }
+      run(message);
+    },
+    hidden(message) {
+      hidden = true;
+      run(message);
+    },
+    visible(message) {
+      hidden = false;
+      run(message);
+    },
+    reconnect(message) {
+      if (role !== "follower") run(message);
+      else {
+        post({ reconnect: true });
+        if (machine.state.stopped) run({ type: "poll" });
+      }
+    },
+    heard({ message }) {
+      const leads = role === "leader";
+      if (message.me) leads && say(undefined, [], { to: message.me, since: message.ask, missed: missed(message.ask, message.polled) });
+      else if (message.reconnect) leads && run({ type: "reconnect" });
+      else if (message.term > term || (message.term === term && !leads)) hearLeader(message);
+    },
+  };
+
+  const hearLeader = (frame) => {
+    if (frame.term > term) {
+      term = frame.term;
+      // A leader that hears this was replaced while it was frozen.
+      if (role === "leader") return follow();
+      level = false;
+      asked = 0;
+      ring = [];
+    }
+    remote = frame.state;
+    due = now + t.patience;
+    // One that nobody sees polls seldom; who is seen does that better.
+    if (frame.hidden && !hidden && remote.activeMethod === "polling") lock(true);
+    // One from before we went on says nothing about here.
+    const answer = frame.to === me && frame.since === machine.cursor;
+    if (frame.to === me) asked = 0;
+    if (level || (frame.to && frame.to !== me)) {
+      if (!frame.to) take(frame);
+    } else if ((answer && frame.missed) || frame.effects.some(([what]) => what === "gap")) {
+      level = true;
+      run({ type: "pagehide" });
+      (frame.missed ?? []).forEach(take);
+      take(frame);
+    } else if (answer) {
+      if (/idle|paused/.test(machine.state.status)) run({ type: "poll" });
+    } else if (now - asked >= t.beat) ask();
+  };
+
+  return {
+    handle(message, time) {
+      effects = [];
+      now = time;
+      if (joined === null) return effects;
+      if (general[message.type]) general[message.type](message);
+      else run(message);
+      if (message.type === "answer" && role === "follower" && machine.state.isConnected) ask();
+      return effects;
+    },
+    get wakeAt() {
+      return Math.min(machine.wakeAt, role === "follower" && hidden ? Infinity : due);
+    },
+    get cursor() {
+      return machine.cursor;
+    },
+    get state() {
+      const state = machine.state;
+      return { ...(level && role === "follower" ? { ...remote, lastEvent: state.lastEvent } : state), role };
+    },
+  };
+}
+
+
+/**
+ * The tab that drives `machine`, with what it needs of the browser added to `acts`.
+ *
+ * @param {string} name of the lock and of the channel
+ * @param {(type: string, more?: object) => void} tell takes messages to the tab
+ */
+export function share(machine, name, tell, acts, options) {
+  let channel = null;
+  let end = () => {};
+
+  acts.post = (message) => channel?.postMessage(message);
+  acts.lock = (steal) => {
+    end();
+    const controller = new AbortController();
+    const { signal } = controller;
+    if (!channel) {
+      channel = new BroadcastChannel(name);
+      channel.onmessage = ({ data }) => tell("heard", { message: data });
+    }
+    const hold = () => {
+      if (signal.aborted) return;
+      tell("granted");
+      return new Promise((resolve) => (signal.onabort = resolve));
+    };
+    end = () => controller.abort();
+    navigator.locks
+      .request(name, steal ? { steal } : { signal }, hold)
+      .catch((error) => signal.aborted || tell("lost", { alone: error.name !== "AbortError" }));
+  };
+  acts.release = () => {
+    end();
+    // Open, it would keep the page out of the back/forward cache, or wake it there.
+    channel?.close();
+    channel = null;
+  };
+  return createTab(machine, options);
+}
