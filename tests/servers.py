@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -203,6 +204,26 @@ def _quit(server: Server) -> None:
         server.kill()
         if late or not left:
             raise
+
+
+_THE_EXIT_ITSELF = re.compile(
+    r"^Traceback \(most recent call last\):\n"
+    r"(?:  .*\n)*?  .*, in _shutdown\n(?:  .*\n)*  .*, in handle_quit\n(?:  .*\n)*SystemExit: 0$",
+    re.MULTILINE,
+)
+
+
+def tracebacks(log: Path) -> list[str]:
+    """The tracebacks in a log of gunicorn's, but for one of its own.
+
+    Its handler of SIGQUIT and SIGINT lets a tenth of a second go by between "no longer alive" and
+    `sys.exit()`. A worker whose loop looks in that moment leaves by itself, and meets the exit of
+    the handler in the interpreter's shutdown, where gevent can only print it.
+    """
+    lines = log.read_text().splitlines(keepends=True)
+    # another process may have logged in between
+    text = "".join(line for line in lines if not line.startswith("[20"))
+    return _THE_EXIT_ITSELF.sub("", text).split("Traceback (most recent call last)")[1:]
 
 
 class RawStream:

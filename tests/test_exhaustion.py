@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from servers import DEADLINE, PREFIX, RawStream, Server, gunicorn
+from servers import DEADLINE, PREFIX, RawStream, Server, gunicorn, tracebacks
 
 pytestmark = pytest.mark.server
 MB = 1024 * 1024
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         history_events=2000,
     ) as server:
         yield server
-    assert "Traceback" not in log.read_text()
+    assert tracebacks(log) == []
 
 
 def memory(server: Server) -> int:
