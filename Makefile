@@ -28,9 +28,9 @@ types: $(VENV)/.test
 js:
 	@sh tests/js.sh
 
-# Three processes on two cores: most tests wait for a server, a browser or a timer.
+# Two processes: each test brings servers and browsers of its own.
 unit: $(VENV)/.test $(VENV)/.versions
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The documentation as a site, in build/docs; what the code says of itself is written anew.
 docs: $(VENV)/.test
