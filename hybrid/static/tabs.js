@@ -56,7 +56,11 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     due = now + t.patience;
   };
 
+  /** Where the frames end; our cursor, unless we went on by ourselves. */
+  const kept = () => ring[ring.length - 1]?.cursor;
+
   const keep = (frame) => {
+    if (kept() !== frame.prev) ring = [];
     if (frame.effects.length || frame.prev !== frame.cursor) ring.push(frame);
     if (ring.length > RING) ring.shift();
   };
@@ -106,7 +110,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
   const missed = (cursor, polled) => {
     if (cursor === null || cursor === machine.cursor) return [];
     const from = ring.findIndex((frame) => frame.prev === cursor);
-    if (from >= 0) return ring.slice(from);
+    if (from >= 0 && kept() === machine.cursor) return ring.slice(from);
     const [epoch, offset] = cursor.split(".");
     const [ours, reached] = (machine.cursor ?? "").split(".");
     if (polled && epoch === ours && +offset >= +reached) return [];

@@ -519,6 +519,31 @@ test("who is seen polls, not who is hidden", () => {
   assert.equal(browser.leaders.length, 1);
 });
 
+test("a tab that was ahead of its leader does not repeat that leader's frames over the hole", () => {
+  const browser = new Browser();
+  browser.emit();
+  browser.emit();
+  const first = browser.open();
+  browser.settle();
+  browser.emit();
+  browser.emit();
+  const ahead = browser.open({ cursor: browser.cursor(0) });
+  const turns = (serve) => {
+    while (ahead.turn(serve) || first.turn(false));
+  };
+  turns(true);
+  assert.deepEqual([first.tab.cursor, ahead.tab.cursor], [2, 4].map((at) => browser.cursor(at)));
+  first.drop(); // says an error, from where it is
+  turns(false);
+  first.close();
+  ahead.turn(false);
+  assert.equal(ahead.state.role, "leader");
+  const late = browser.open({ cursor: browser.cursor(2) });
+  browser.settle().emit();
+  browser.settle();
+  assert.deepEqual(late.told, ["id3", "id4", "id5"]);
+});
+
 test("401 stops all tabs; reconnect() of any starts them", () => {
   const browser = new Browser();
   const tabs = [browser.open(), browser.open()];
