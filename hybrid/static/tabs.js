@@ -20,8 +20,8 @@ const RING = 200; // frames that a leader can repeat
  *
  * A tab follows once it is `level` with its leader, and asks until it is. The leader knows by
  * the cursor what it has to repeat; if it cannot tell, the tab polls for itself up to where the
- * leader is. A gap makes everybody level. Terms, which only grow, tell a leader from one that
- * was frozen and does not know yet that it was replaced.
+ * leader is. A gap makes everybody level. Terms, which only grow and which no two share, tell a
+ * leader from one that was frozen and does not know yet that it was replaced.
  *
  * Besides the machine's messages: `granted` and `lost` (the lock), `heard` (from another tab).
  * Besides its effects: `lock` (ask for it, `steal`: at once), `release`, `post` (to the others).
@@ -51,16 +51,15 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     post({ ask: machine.cursor, polled: machine.state.isConnected, me });
   };
 
+  /** Be patient. Each tab ends at another moment, so that they do not take the lock away from one another. */
+  const wait = (ms = t.patience) => (due = now + ms + me * 1_000);
+
   const lock = (steal) => {
     effects.push(["lock", steal]);
-    due = now + t.patience;
+    wait();
   };
 
-  /** Where the frames end; our cursor, unless we went on by ourselves. */
-  const kept = () => ring[ring.length - 1]?.cursor;
-
   const keep = (frame) => {
-    if (kept() !== frame.prev) ring = [];
     if (frame.effects.length || frame.prev !== frame.cursor) ring.push(frame);
     if (ring.length > RING) ring.shift();
   };
@@ -110,7 +109,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
   const missed = (cursor, polled) => {
     if (cursor === null || cursor === machine.cursor) return [];
     const from = ring.findIndex((frame) => frame.prev === cursor);
-    if (from >= 0 && kept() === machine.cursor) return ring.slice(from);
+    if (from >= 0) return ring.slice(from);
     const [epoch, offset] = cursor.split(".");
     const [ours, reached] = (machine.cursor ?? "").split(".");
     if (polled && epoch === ours && +offset >= +reached) return [];
@@ -137,7 +136,9 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     },
     granted() {
       role = "leader";
-      term = Math.max(now, term + 1);
+      term = Math.floor(Math.max(now, term + 1)) + me;
+      // Our own polls brought us further than our leader was.
+      if (ring.at(-1)?.cursor !== machine.cursor) ring = [];
       run({ type: "start", polling: remote?.activeMethod === "polling" });
     },
     lost({ alone }) {
@@ -151,7 +152,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       if (now >= due && role === "leader") say();
       else if (now >= due && !hidden) {
         // When the timer was late we slept, as the leader may have.
-        if (now - due > t.patience) due = now + t.patience;
+        if (now - due > t.patience) wait();
         else lock(true);
       }
       run(message);
@@ -189,9 +190,8 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       ring = [];
     }
     remote = frame.state;
-    due = now + t.patience;
     // One that nobody sees polls seldom; who is seen does that better.
-    if (frame.hidden && !hidden && remote.activeMethod === "polling") lock(true);
+    wait(frame.hidden && !hidden && remote.activeMethod === "polling" ? 0 : t.patience);
     // One from before we went on says nothing about here.
     const answer = frame.to === me && frame.since === machine.cursor;
     if (frame.to === me) asked = 0;
