@@ -35,6 +35,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
   let due = Infinity; // a leader's next beat; the end of a follower's patience
   let term = 0;
   let level = false; // with the leader
+  let levelled = 0; // when
   let asked = 0; // when; 0 once answered
   let remote = null; // the leader's state
   let ring = []; // frames, without a hole between them
@@ -113,6 +114,17 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     const [epoch, offset] = cursor.split(".");
     const [ours, reached] = (machine.cursor ?? "").split(".");
     if (polled && epoch === ours && +offset >= +reached) return [];
+  };
+
+  /**
+   * Our own polls brought us further than our leader is. Did it come, or jump, past us without
+   * having been where we are, or is it late, the log may have been turned back: the server knows.
+   */
+  const doubtful = ({ prev, cursor, effects }) => {
+    const mine = machine.cursor;
+    if (mine === prev || mine === cursor || effects.some(([what, value]) => what === "gap" || value?.cursor === mine)) return false;
+    const at = (text) => +text?.split(".")[1];
+    return at(cursor) >= at(mine) || now - levelled >= t.patience;
   };
 
   const general = {
@@ -196,9 +208,15 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     const answer = frame.to === me && frame.since === machine.cursor;
     if (frame.to === me) asked = 0;
     if (level || (frame.to && frame.to !== me)) {
-      if (!frame.to) take(frame);
+      if (frame.to) return;
+      if (!doubtful(frame)) return take(frame);
+      level = false;
+      ring = [];
+      asked = now;
+      run({ type: "poll" });
     } else if ((answer && frame.missed) || frame.effects.some(([what]) => what === "gap")) {
       level = true;
+      levelled = now;
       run({ type: "pagehide" });
       (frame.missed ?? []).forEach(take);
       take(frame);

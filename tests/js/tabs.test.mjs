@@ -544,6 +544,26 @@ test("a tab that was ahead of its leader does not repeat that leader's frames ov
   assert.deepEqual(late.told, ["id3", "id4", "id5"]);
 });
 
+test("a tab that was ahead of its leader when the log was turned back is told of the gap", () => {
+  const browser = new Browser();
+  browser.emit();
+  browser.emit();
+  const first = browser.open();
+  browser.settle();
+  browser.emit();
+  browser.emit();
+  const ahead = browser.open({ cursor: browser.cursor(0) });
+  while (ahead.turn(true) || first.turn(false));
+  assert.deepEqual([first.tab.cursor, ahead.tab.cursor], [2, 4].map((at) => browser.cursor(at)));
+  browser.log.length = 3; // where the leader is: it will never hear of it
+  first.drop();
+  browser.pass(20_000);
+  browser.emit();
+  browser.settle();
+  assert.deepEqual(first.told, ["id5"]);
+  assert.deepEqual(ahead.told, ["id1", "id2", "id3", "id4", "gap", "id5"]);
+});
+
 test("401 stops all tabs; reconnect() of any starts them", () => {
   const browser = new Browser();
   const tabs = [browser.open(), browser.open()];
