@@ -519,7 +519,8 @@ test("who is seen polls, not who is hidden", () => {
   assert.equal(browser.leaders.length, 1);
 });
 
-test("a tab that was ahead of its leader does not repeat that leader's frames over the hole", () => {
+/** The first tab leads and has heard two events of four; the second has polled all of them. */
+function aheadOfItsLeader() {
   const browser = new Browser();
   browser.emit();
   browser.emit();
@@ -533,6 +534,11 @@ test("a tab that was ahead of its leader does not repeat that leader's frames ov
   };
   turns(true);
   assert.deepEqual([first.tab.cursor, ahead.tab.cursor], [2, 4].map((at) => browser.cursor(at)));
+  return { browser, first, ahead, turns };
+}
+
+test("a tab that was ahead of its leader does not repeat that leader's frames over the hole", () => {
+  const { browser, first, ahead, turns } = aheadOfItsLeader();
   first.drop(); // says an error, from where it is
   turns(false);
   first.close();
@@ -545,16 +551,7 @@ test("a tab that was ahead of its leader does not repeat that leader's frames ov
 });
 
 test("a tab that was ahead of its leader when the log was turned back is told of the gap", () => {
-  const browser = new Browser();
-  browser.emit();
-  browser.emit();
-  const first = browser.open();
-  browser.settle();
-  browser.emit();
-  browser.emit();
-  const ahead = browser.open({ cursor: browser.cursor(0) });
-  while (ahead.turn(true) || first.turn(false));
-  assert.deepEqual([first.tab.cursor, ahead.tab.cursor], [2, 4].map((at) => browser.cursor(at)));
+  const { browser, first, ahead } = aheadOfItsLeader();
   browser.log.length = 3; // where the leader is: it will never hear of it
   first.drop();
   browser.pass(20_000);
