@@ -399,6 +399,9 @@ def test_r88_no_log_has_a_ticket(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ("?my_ticket=a&ticket2=b&Ticket=c&tick=et", "?my_ticket=a&ticket2=b&Ticket=c&tick=et"),
         ("a ticket = none", "a ticket = none"),
         ("%=%zz=1&ticket=", "%=%zz=1&ticket="),
+        ("/login?next=/sse?ticket=abc&x=1", "/login?next=/sse?ticket=…&x=1"),
+        ("?next=%2Fsse%3Fa%26ticket%3Dabc&x=1", "?next=%2Fsse%3Fa%26ticket%3D…&x=1"),
+        ("?next=%2Fsse%3fticket%3dabc HTTP/1.1", "?next=%2Fsse%3fticket%3d… HTTP/1.1"),
     ],
 )
 def test_a_ticket_is_found_as_the_server_would(text: str, clean: str) -> None:

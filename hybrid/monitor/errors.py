@@ -60,7 +60,7 @@ class Errors:
 
     def note(self, source: str, level: str, kind: str, message: str, place: str = "") -> None:
         """Count one occurrence; `kind` is what makes two of them the same."""
-        message, place = scrub(message), scrub(place)
+        message, place = scrub(message[:MAX_TEXT]), scrub(place[:MAX_TEXT])
         key = f"{source}\0{level}\0{kind}\0{place}"
         id = hashlib.blake2b(key.encode(errors="replace"), digest_size=6).hexdigest()
         now = self._clock()
@@ -71,8 +71,8 @@ class Errors:
                 self.total += 1
             group = self._groups.pop(id, None)
             if group is None:
-                group = Group(id, source, level, "", place[:MAX_TEXT], 0, now, now)
-            group.message = message[:MAX_TEXT]
+                group = Group(id, source, level, "", place, 0, now, now)
+            group.message = message
             group.count += 1
             group.last = now
             self._groups[id] = group  # at the end: the order is that of the newest occurrence
@@ -90,7 +90,8 @@ class Errors:
         if self._reports[address] >= REPORTS_OF_ONE or self._reports.total() >= REPORTS_PER_MINUTE:
             return False
         self._reports[address] += 1
-        self.note("browser", "error", re.sub(r"[0-9]+", "#", message), message, place)
+        kind = re.sub(r"[0-9]+", "#", message[:MAX_TEXT])
+        self.note("browser", "error", kind, message, place)
         return True
 
     def groups(self, limit: int = MAX_GROUPS) -> list[dict[str, Any]]:
@@ -139,7 +140,7 @@ class _Ear(logging.Filter):
         if record.exc_info and record.exc_info[1] is not None:
             error, trace = record.exc_info[1], record.exc_info[2]
             kind += type(error).__name__
-            message = f"{type(error).__name__}: {error} ({message})"
+            message = f"{type(error).__name__}: {_text_of(error)} ({message})"
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             if trace is not None:
@@ -148,6 +149,13 @@ class _Ear(logging.Filter):
         level = "error" if record.levelno >= logging.ERROR else "warning"
         for errors in list(self.listeners):
             errors.note("server", level, kind, message, place)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "<str() of this exception raised>"
 
 
 _ear = _Ear()
