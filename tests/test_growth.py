@@ -11,6 +11,7 @@ import pytest
 from growth import LIMIT, growth
 from hybrid.audience import EVERYONE, Audience
 from hybrid.auth import scrub, scrub_logs
+from hybrid.bus.store import decode
 from hybrid.events import Cursor, Event, make_event
 from hybrid.eventsource import Parser
 from hybrid.log import Log
@@ -140,6 +141,18 @@ def test_an_event_and_its_frames(piece: str) -> None:
             poll_item(event)
 
     assert growth(lambda size: (piece * size)[:size], frame, 4_000) < LIMIT
+
+
+@pytest.mark.parametrize("piece", ["[", "{", '"a":', "1", "a", '"', "\\u00e9", ",", "[1],"])
+def test_an_event_that_another_program_stored(piece: str) -> None:
+    """Whatever it says; what is no event becomes one that nobody sees."""
+
+    def read(text: str) -> None:
+        decode("id", text, 0)
+        decode("id", f'{{"type":"a","data":[{text}]}}', 0)
+        decode("id", f'{{"type":{to_json(text)},"users":[{to_json(text)}]}}', 0)
+
+    assert growth(lambda size: (piece * size)[:size], read, 4_000) < LIMIT
 
 
 def test_an_event_for_many() -> None:
