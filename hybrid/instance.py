@@ -24,14 +24,13 @@ from hybrid.config import Settings
 from hybrid.connection import Connection
 from hybrid.distinct import Distinct
 from hybrid.errors import TooManyConnections
-from hybrid.events import ORIGIN, Cursor, Event, random_id
+from hybrid.events import ENDINGS, ORIGIN, Cursor, Event, random_id
 from hybrid.hub import Hub
 from hybrid.limits import Rates
 from hybrid.log import Claim, Log, Start
 from hybrid.pump import Pump
 from hybrid.reach import Patience, Reach
 from hybrid.recheck import Look, Recheck
-from hybrid.shutout import ENDINGS
 from hybrid.slots import LEASE, Slots
 from hybrid.wire import to_json
 

@@ -8,10 +8,8 @@ import math
 import threading
 from collections.abc import Callable
 
-from hybrid.events import Event
+from hybrid.events import ENDINGS, Event
 
-ENDINGS = {"hybrid.disconnect": "kicked", "hybrid.revoke": "revoked"}
-"""The protocol's own events that end a user's streams, and what the user is told."""
 MEMORY = 60.0
 """Seconds that an end is remembered: no request takes longer to open a stream."""
 SKEW_MS = 5_000
