@@ -8,12 +8,21 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from hybrid.errors import ConfigError
 
 PREFIX = "HYBRID_"
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+TLS_OPTIONS = frozenset(
+    f"ssl_{name}"
+    for name in ("ca_certs", "ca_path", "cert_reqs", "certfile", "check_hostname", "keyfile")
+)
+URL_OPTIONS = frozenset({"db", "username", "password"})
+SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+"""What may stand behind the question mark of a Redis URL, as redis-py has it. Options there win
+over those that the client is made with, so none may bound how long a call takes, or how many
+connections there are."""
 SECRET = ("url", "publish_key", "metrics_key", "alert_webhook")
 """Settings whose values are told to nobody."""
 T = TypeVar("T")
@@ -44,9 +53,50 @@ def _text(value: Any) -> str:
 def _url(value: Any) -> str:
     text = _text(value)
     scheme, found, _ = text.partition("://")
+    if scheme in ("valkey", "valkeys"):
+        redis = scheme.replace("valkey", "redis")
+        raise ValueError(f"must begin with {redis}://, for Valkey too: both speak one protocol")
     if not found or (text != "memory://" and scheme not in SCHEMES):
         raise ValueError(f"must be memory:// or one of {', '.join(SCHEMES)}")
+    if text != "memory://":
+        check_redis_url(text)
     return text
+
+
+def check_redis_url(url: str) -> None:
+    """Raises `ConfigError` for an address that is none, and for options that do not count.
+
+    The text of the error has no part of the URL but the name of an option: passwords stand in it.
+    """
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    netloc, _, path = place.partition("/")
+    try:
+        if scheme != "unix" and ("#" in rest or "@" in path + query):
+            raise ValueError("a part of a password where none can be")
+        for host in netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
+    except ValueError:
+        raise ConfigError(
+            "its port is no number, or its host is no address. Fix: in a user name or a password"
+            " write %2F for /, %23 for #, %3F for ?, %40 for @ and %25 for %; put an IPv6 address"
+            " into brackets"
+        ) from None
+    allowed = URL_OPTIONS
+    if scheme.startswith("rediss"):
+        allowed |= TLS_OPTIONS
+    if scheme.endswith("+sentinel"):
+        allowed |= SENTINEL_OPTIONS
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in allowed:
+            raise ConfigError(
+                f"it has the option {name!r:.40}, which flask-hybrid sets itself, or which does not"
+                f" count with {scheme}://. Fix: remove it, or set HYBRID_URL to a URL without it;"
+                f" options that count here are {', '.join(sorted(allowed))}"
+            )
+        expected = {"db": "[0-9]{1,9}", "ssl_cert_reqs": "none|optional|required"}.get(name, ".*")
+        if not re.fullmatch(expected, value, re.DOTALL):
+            raise ConfigError(f"its option {name} has to be {expected}")
 
 
 def _namespace(value: Any) -> str:
@@ -320,6 +370,6 @@ def url_from(environ: Mapping[str, str]) -> str | None:
 def _upstash(environ: Mapping[str, str]) -> str | None:
     rest, token = environ.get("UPSTASH_REDIS_REST_URL"), environ.get("UPSTASH_REDIS_REST_TOKEN")
     if rest and token:
-        host = urlsplit(rest).hostname or rest
-        return f"rediss://default:{token}@{host}:{environ.get('UPSTASH_REDIS_PORT', '6379')}"
+        host, port = urlsplit(rest).hostname or rest, environ.get("UPSTASH_REDIS_PORT", "6379")
+        return f"rediss://default:{quote(token, safe='')}@{host}:{port}"
     return None

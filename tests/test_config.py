@@ -23,10 +23,23 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
             (url, url)
             for url in (
                 *("memory://", "redis://h:1/2", "rediss://h", "unix:///r.sock"),
-                "redis+sentinel://a:1,b:2/main",
+                *("redis+sentinel://a:1,b:2/main", "rediss+sentinel://a:1,[::1]:2,c/main/3"),
+                *("redis://u:%2Fp%40%3F@[::1]:1/2?db=3", "rediss://h?ssl_cert_reqs=none"),
+                "rediss+sentinel://h/main?ssl_ca_certs=/ca.pem&sentinel_password=a%26b",
             )
         ],
-        ["", 5, b"memory://", ["memory://"], "redis", "memory:", "memory://x", "http://h"],
+        [
+            *("", 5, b"memory://", ["memory://"], "redis", "memory:", "memory://x", "http://h"),
+            *("valkey://h", "redis://h?max_connections=1", "redis://h?socket_timeout=5"),
+            *(
+                "redis://h?timeout=5",
+                "redis://h?retry_on_timeout=1",
+                "redis://h?ssl_cert_reqs=none",
+            ),
+            *("redis://h?sentinel_password=x", "rediss://h?ssl_cert_reqs=CERT_NONE"),
+            *("redis://h?db=x", "redis://h?unknown", "redis://u:a/b@h", "redis://h:port"),
+            *("redis+sentinel://::1:26379/main", "redis+sentinel://h:1?socket_timeout=5"),
+        ],
     ),
     ("NAMESPACE", [("shop", "shop"), ("a.b:c-1_", "a.b:c-1_")], ["", "a b", "{x}", "x" * 65, 1]),
     ("OUTBOX_EVENTS", [(0, 0), ("50", 50)], [-1, 1_000_001, "some", 0.5]),

@@ -1095,7 +1095,11 @@ def test_r47_every_command_ends(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h", "redis+sentinel://h:1", "redis+sentinel://h:x/main", "redis://h:port"]
+    "url",
+    [
+        *("http://h", "redis+sentinel://h:1", "redis+sentinel://h:x/main", "redis://h:port"),
+        *("redis://h?max_connections=1", "redis+sentinel://h/main?socket_timeout=5"),
+    ],
 )
 def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
     """At the start, and without the password."""

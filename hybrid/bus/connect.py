@@ -5,15 +5,15 @@ what a repetition means. redis-py's defaults would wait for up to a minute, and 
 have been stored.
 """
 
-import ssl
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from hybrid.config import TLS_OPTIONS, check_redis_url
 from hybrid.errors import ConfigError
 
 TIMEOUT = 0.4
@@ -28,10 +28,11 @@ def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     It has so many connections at most; who comes when all are in use waits as long for one.
 
     `redis://`, `rediss://`, `unix://` as redis-py has them;
-    `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`, also `rediss+`.
-    Raises `ConfigError` for anything else.
+    `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`, also `rediss+`, over TLS
+    to the Sentinels as well. Raises `ConfigError` for anything else, and as `check_redis_url`.
     """
-    parts = urlsplit(url)
+    check_redis_url(url)
+    scheme, _, rest = url.partition("://")
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -42,11 +43,11 @@ def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
         "encoding_errors": "replace",
         "client_name": "flask-hybrid",
     }
-    if parts.scheme != "unix":
+    if scheme != "unix":
         options["socket_keepalive"] = True
     try:
-        if parts.scheme.endswith("+sentinel"):
-            return _by_sentinel(url, options, timeout, connections)
+        if scheme.endswith("+sentinel"):
+            return _by_sentinel(scheme, rest, options, timeout, connections)
         pool = redis.BlockingConnectionPool.from_url(
             url, max_connections=connections, timeout=timeout, **options
         )
@@ -66,38 +67,50 @@ def disconnect(client: "redis.Redis") -> None:
 
 
 def _by_sentinel(
-    url: str, options: dict[str, Any], timeout: float, connections: int
+    scheme: str,
+    rest: str,
+    options: dict[str, Any],
+    timeout: float,
+    connections: int,
 ) -> "redis.Redis":
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
+    # By hand: of several hosts with IPv6 addresses among them urllib makes nothing.
+    place, _, asked = rest.partition("?")
+    query = dict(parse_qsl(asked))
+    netloc, _, path = place.partition("/")
+    login, _, hosts = netloc.rpartition("@")
     user, _, password = login.partition(":")
     addresses = []
     for host in hosts.split(","):
-        name, _, port = host.rpartition(":")
-        addresses.append((name or host, int(port) if name else 26379))
-    service, _, db = parts.path.strip("/").partition("/")
+        address = urlsplit(f"//{host}")
+        addresses.append((unquote(address.hostname or "localhost"), address.port or 26379))
+    service, _, db = path.strip("/").partition("/")
     if not service:
         raise ConfigError("a Sentinel URL names the service: redis+sentinel://host:26379/mymaster")
-    settings = dict(parse_qsl(parts.query))
-    if parts.scheme.startswith("rediss"):
-        options = options | {"ssl": True, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    tls: dict[str, Any] = {}
+    if scheme.startswith("rediss"):
+        # As redis-py reads them in the URL of a server.
+        url = f"rediss://h?{urlencode({k: v for k, v in query.items() if k in TLS_OPTIONS})}"
+        tls = {"ssl": True} | redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+        del tls["host"], tls["connection_class"]
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         addresses,
         sentinel_kwargs={
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
-            "username": settings.get("sentinel_username"),
-            "password": settings.get("sentinel_password"),
-        },
+            "username": query.get("sentinel_username"),
+            "password": query.get("sentinel_password"),
+        }
+        | tls,
     )
     client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        service,
-        db=int(db or 0),
+        unquote(service),
+        db=int(query.get("db") or db or 0),
         # That pool does not wait for a connection, but fails: so there are some to spare.
         max_connections=2 * connections,
-        username=unquote(user) or None,
-        password=unquote(password) or None,
+        username=query.get("username") or unquote(user) or None,
+        password=query.get("password") or unquote(password) or None,
         **options,
+        **tls,
     )
     return client
