@@ -230,7 +230,15 @@ class Settings:
         "200 per minute", "events that an address may send in", _rate
     )
     limit_polls: str | None = _bound(
-        "300 per minute", "polls of a user, or of an address without one", _rate
+        "300 per minute",
+        "polls of a user, or of an address without one; as many requests of an address may"
+        " `identify`, `authorize` and the like refuse",
+        _rate,
+    )
+    limit_ip_requests: str | None = _bound(
+        "30000 per minute",
+        "requests of an address to one process, counted before `identify` is asked",
+        _rate,
     )
     trusted_proxies: int = _setting(
         0, "proxies in front, whose X-Forwarded-For is believed", _whole(0, 10)

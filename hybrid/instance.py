@@ -130,7 +130,7 @@ class Instance:
                 for name in Settings.__slots__
                 if name.startswith("limit_")
             }
-            | {"wrong_keys": settings.limit_ip_events},
+            | {"wrong_keys": settings.limit_ip_events, "refusals": settings.limit_polls},
             client=client,
             reach=self.reach,
             prefix=f"{prefix}:limits",

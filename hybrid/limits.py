@@ -6,8 +6,8 @@ there is no Redis. While a storage is away each instance counts for itself (`rea
 bus's Redis many are counted in one call: a thousand clients that come back at once are a few calls.
 
 A key is never empty, which Flask-Limiter would take as "no limit": who has no name is known by
-the address, and what has no address shares one bucket. Names are hashed, so that no text of a
-user's gets into a key.
+the address, and what has no address shares one bucket. Each says what it is of, since a user may
+be named like an address. Names are hashed, so that no text of a user's gets into a key.
 """
 
 import base64
@@ -45,6 +45,16 @@ MAX_WINDOWS = 100_000
 """Counters in memory: an attacker with many addresses must not make them grow."""
 HANDS = 8
 """Calls at once to the storage of an application's `Limiter`, which counts one in each."""
+
+
+def of_user(user: str) -> str:
+    """Who is counted, where that is a user; never the same as for an address."""
+    return f"user:{user}"
+
+
+def of_address(address: str) -> str:
+    """Who is counted, where that is an address; never the same as for a user."""
+    return f"address:{address}"
 
 
 def digest(*parts: str) -> str:
@@ -126,8 +136,8 @@ class Rates:
     ) -> int | None:
         """Count one; None if that is allowed, else the whole seconds until the next may be.
 
-        `strategy` is that of the application's `Limiter`; `patience` how long to wait for a
-        storage before it is counted here.
+        `who` is what `of_user` or `of_address` gives. `strategy` is that of the application's
+        `Limiter`; `patience` how long to wait for a storage before it is counted here.
         """
         for item, seconds in self._items.get(name, ()):
             if strategy is not None:
@@ -136,6 +146,15 @@ class Rates:
                 left = self._hit_there(item, seconds, name, who, patience or Patience())
             else:
                 left = self._hit_here(item, seconds, who)
+            if left is not None:
+                self._refuse(item, name, who, left)
+                return left
+        return None
+
+    def hit_here(self, name: str, who: str) -> int | None:
+        """As `hit`, but for this process alone: no storage is asked, nothing is waited for."""
+        for item, seconds in self._items.get(name, ()):
+            left = self._hit_here(item, seconds, who)
             if left is not None:
                 self._refuse(item, name, who, left)
                 return left

@@ -158,14 +158,6 @@ def test_r79_a_return_is_not_charged_as_a_fresh_connection(make_site: MakeSite) 
     assert statuses == [200] * 10 + [429]
 
 
-def test_a_request_for_the_head_alone_is_not_counted(make_site: MakeSite) -> None:
-    """It takes nothing."""
-    site = make_site(LIMIT_IP_CONNECTIONS="1 per minute")
-    for _ in range(5):
-        assert site.client.head(PREFIX + "/sse").status_code == 200
-    assert connects(site) == 200
-
-
 def test_an_attempt_without_an_identity_counts_too(make_site: MakeSite) -> None:
     """Who guesses at credentials is stopped by the address, before the hook is asked."""
     site = make_site(LIMIT_IP_CONNECTIONS="3 per minute")

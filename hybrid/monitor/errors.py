@@ -82,12 +82,18 @@ class Errors:
             elif len(self._groups) > MAX_GROUPS:
                 del self._groups[next(iter(self._groups))]
 
-    def from_browser(self, message: str, place: str, address: str) -> bool:
-        """What a browser reported, which may be anything; False if there were too many already."""
+    def takes_from(self, address: str) -> bool:
+        """Whether a report of a browser at this address would be taken now."""
         minute = self._clock() // 60_000
         if self._minute != minute:
             self._minute, self._reports = minute, Counter()
-        if self._reports[address] >= REPORTS_OF_ONE or self._reports.total() >= REPORTS_PER_MINUTE:
+        return (
+            self._reports[address] < REPORTS_OF_ONE and self._reports.total() < REPORTS_PER_MINUTE
+        )
+
+    def from_browser(self, message: str, place: str, address: str) -> bool:
+        """What a browser reported, which may be anything; False if there were too many already."""
+        if not self.takes_from(address):
             return False
         self._reports[address] += 1
         self.note("browser", "error", re.sub(r"[0-9]+", "#", message), message, place)

@@ -10,13 +10,8 @@ from werkzeug.exceptions import HTTPException
 from hybrid import cli
 from hybrid.errors import ConfigError, HybridError
 from hybrid.routes import monitoring
-from hybrid.routes.answers import (
-    Problem,
-    answer_for_the_router,
-    bare,
-    http_problem,
-    package_problem,
-)
+from hybrid.routes.answers import Problem, answer_for_the_router, bare, package_problem
+from hybrid.routes.bounds import answer_refusal
 from hybrid.routes.client import client_file
 from hybrid.routes.openapi import openapi
 from hybrid.routes.origins import share
@@ -63,6 +58,6 @@ def _stand_alone(setup: BlueprintSetupState) -> None:
 def answer_problems(blueprint: Blueprint) -> None:
     """Let errors below this blueprint be answered as problem details, and nothing set a cookie."""
     blueprint.after_request(lambda response: share(bare(response)))
-    blueprint.register_error_handler(Problem, Problem.answer)
+    blueprint.register_error_handler(Problem, answer_refusal)
     blueprint.register_error_handler(HybridError, package_problem)
-    blueprint.register_error_handler(HTTPException, http_problem)
+    blueprint.register_error_handler(HTTPException, answer_refusal)

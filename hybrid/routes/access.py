@@ -16,8 +16,16 @@ from werkzeug.exceptions import HTTPException
 
 from hybrid.audience import DOCTOR, MAX_NAME, Audience, Identity, is_name
 from hybrid.auth import STREAM_SECONDS
+from hybrid.limits import of_address
 from hybrid.routes.answers import FULL_RETRY_AFTER, Problem, app_state
-from hybrid.routes.bounds import address_of, count, patience, refuse_if_spent
+from hybrid.routes.bounds import (
+    ASKED,
+    address_of,
+    count,
+    count_request,
+    patience,
+    refuse_if_spent,
+)
 from hybrid.wire import to_json
 
 if TYPE_CHECKING:
@@ -29,6 +37,12 @@ MAX_TOPICS = 100
 
 
 def identity_of(state: "AppState") -> Identity:
+    """Who asks: counted for the address first, so that nobody makes the hooks work for nothing."""
+    count_request(state.instance())
+    return _identity(state)
+
+
+def _identity(state: "AppState") -> Identity:
     identity = ask(state.hooks.identify)
     if not isinstance(identity, Identity):  # None, or a hook that forgot what it returns
         raise Problem(401, "Unauthorized", "this needs an identity; log in first")
@@ -108,7 +122,7 @@ def look_again(
                 if app.make_response(refusal).status_code in UNDECIDED:
                     raise RuntimeError("a before_request handler cannot answer now")
                 return None, ()
-            identity = identity_of(state)
+            identity = _identity(state)
             if GRANTED in told:
                 return identity, wanted
             return identity, {topics for topics in wanted if _granted(state, identity, topics)}
@@ -182,11 +196,11 @@ def require_bearer(key: str) -> None:
     or wrong: it would still find out otherwise. Who sends the right one is never counted.
     """
     instance = app_state().instance()
-    address = address_of(instance)
-    refuse_if_spent(instance, "wrong_keys", address)
+    who = of_address(address_of(instance))
+    refuse_if_spent(instance, "wrong_keys", who)
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
-        count(instance, "wrong_keys", address)
+        count(instance, "wrong_keys", who)
         problem = Problem(401, "Unauthorized", "send the key: Authorization: Bearer …")
         problem.headers["WWW-Authenticate"] = "Bearer"
         raise problem
@@ -197,6 +211,7 @@ def ask(hook: Callable[..., Any], *arguments: Any) -> Any:
 
     It may be `async`. What could still be waited for is no answer: taken as one it would be true.
     """
+    request.environ[ASKED] = True
     try:
         answer = current_app.ensure_sync(hook)(*arguments)
         if isawaitable(answer):

@@ -4,14 +4,22 @@ import ipaddress
 import logging
 from functools import lru_cache
 
-from flask import current_app, request
+from flask import Response, current_app, request
 from limits.strategies import RateLimiter
+from werkzeug.exceptions import HTTPException
 
 from hybrid.audience import Identity
 from hybrid.errors import Draining, TooManyConnections, TooManyOfOne
 from hybrid.instance import Instance
+from hybrid.limits import of_address, of_user
 from hybrid.reach import Patience
-from hybrid.routes.answers import DRAINING_RETRY_AFTER, FULL_RETRY_AFTER, Problem
+from hybrid.routes.answers import (
+    DRAINING_RETRY_AFTER,
+    FULL_RETRY_AFTER,
+    Problem,
+    app_state,
+    http_problem,
+)
 
 logger = logging.getLogger("hybrid")
 
@@ -88,20 +96,57 @@ def patience(*, theirs: bool = False) -> Patience:
     return left
 
 
+ASKED = "hybrid.asked"
+"""In the environ of a request: a hook of the application has been asked about it."""
+
+
+def _are_off() -> bool:
+    """Whether the application's own limits are switched off, and ours with them."""
+    return not current_app.config.get("RATELIMIT_ENABLED", True) or not all(
+        limiter.enabled for limiter in current_app.extensions.get("limiter", ())
+    )
+
+
 def count(instance: Instance, limit: str, who: str) -> None:
-    """Count one; 429 when it is too much."""
-    if not current_app.config.get("RATELIMIT_ENABLED", True):
+    """Count one for whom `of_user` or `of_address` names; 429 when it is too much."""
+    if _are_off():
         return
     strategy: RateLimiter | None = None
     if limiters := current_app.extensions.get("limiter"):
-        if not all(limiter.enabled for limiter in limiters):
-            return
         strategy = next(iter(limiters)).limiter
     wait = instance.rates.hit(
         limit, who, strategy=strategy, patience=patience(theirs=strategy is not None)
     )
     if wait is not None:
         raise too_many(limit, wait)
+
+
+def count_request(instance: Instance) -> None:
+    """Count a request for its address before any hook is asked; 429 when it is too much.
+
+    What is counted is what this process's hooks can be made to do, so each process counts for
+    itself and no storage is asked. The bound is generous, since a whole office may be behind one
+    address; one whose requests the hooks refuse has a smaller one (`answer_refusal`).
+    """
+    who = of_address(address_of(instance))
+    refuse_if_spent(instance, "refusals", who)
+    left = None if _are_off() else instance.rates.hit_here("ip_requests", who)
+    if left is not None:
+        raise too_many("ip_requests", left)
+
+
+def answer_refusal(error: HTTPException) -> Response:
+    """The answer to a request that was refused; where a hook said no, counted for its address.
+
+    Else who has no identity, or tries one topic after the other, could ask the hooks for ever.
+    """
+    if error.code in (401, 403) and ASKED in request.environ:
+        instance = app_state().instance()
+        try:
+            count(instance, "refusals", of_address(address_of(instance)))
+        except Problem as limit:
+            error = limit
+    return http_problem(error)
 
 
 def refuse_if_spent(instance: Instance, limit: str, who: str) -> None:
@@ -119,7 +164,7 @@ def too_many(limit: str, seconds: int) -> Problem:
 def count_for_user(instance: Instance, limit: str, identity: Identity) -> None:
     """Count one for the user; anonymous visitors are told apart by address alone."""
     if identity.user is not None:
-        count(instance, limit, identity.user)
+        count(instance, limit, of_user(identity.user))
 
 
 def refusal(error: TooManyConnections) -> Problem:

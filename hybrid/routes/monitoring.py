@@ -273,18 +273,23 @@ def _log(identity: Identity, did: str, whom: str) -> None:
 def report() -> Response:
     """POST /report: a browser's client had an error. Anybody may, a little."""
     state = app_state()
-    identity_of(state)
     require_same_origin()
+    errors, address = state.monitor().errors, address_of(state.instance())
+    if not errors.takes_from(address):
+        raise enough()
+    identity_of(state)
     fields = json_object({"message", "place"}, state)
     message, place = fields.get("message"), fields.get("place", "")
     if not isinstance(message, str) or not isinstance(place, str) or not message:
         raise Problem(400, "Bad request", "a report has a message, and may have a place: texts")
-    told = state.monitor().errors.from_browser(
-        message[:MAX_REPORT], place[:MAX_REPORT], address_of(state.instance())
-    )
-    if not told:
-        raise Problem(429, "Too many", "enough is known of what goes wrong", retry_after=60)
+    if not errors.from_browser(message[:MAX_REPORT], place[:MAX_REPORT], address):
+        raise enough()
     return json_answer("{}", 202)
+
+
+def enough() -> Problem:
+    """What is said to who reports when there were enough reports."""
+    return Problem(429, "Too many", "enough is known of what goes wrong", retry_after=60)
 
 
 def metrics() -> Response:

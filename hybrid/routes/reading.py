@@ -11,6 +11,7 @@ from hybrid.connection import Connection
 from hybrid.errors import TooManyConnections
 from hybrid.events import Cursor, random_id
 from hybrid.instance import Instance, unix_ms
+from hybrid.limits import of_address, of_user
 from hybrid.log import Claim, Entry, Reading
 from hybrid.routes.access import credentials_of, identity_of, redeem, topics_of
 from hybrid.routes.answers import (
@@ -76,8 +77,7 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
     # Who goes on from a cursor has been here before: a deployment that sends all clients away
     # must not lock them out, nor a page that is loaded again.
     kind = "returns" if Cursor.parse(since or "") else "connections"
-    if not is_head:
-        count(instance, f"ip_{kind}", address)
+    count(instance, f"ip_{kind}", of_address(address))
     ticket = args.get("ticket")
     if ticket is not None and not is_head:
         # Who it is was looked at when the ticket was issued.
@@ -88,9 +88,9 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
         if topics is None:
             topics = topics_of(state, identity)
         credentials = credentials_of(identity, topics, granted=granted)
+    count_for_user(instance, f"user_{kind}", identity)
     if is_head:
         return StreamResponse(())
-    count_for_user(instance, f"user_{kind}", identity)
     notice_processes(instance)
     instance.hub.readers.expire()
     start, pending = begin(instance.bus, since, max_replay=state.settings.max_replay_events)
@@ -127,7 +127,8 @@ def polling() -> Response:
     instance = state.instance()
     address = address_of(instance)
     identity = identity_of(state)
-    count(instance, "polls", identity.user or address)
+    user = identity.user
+    count(instance, "polls", of_address(address) if user is None else of_user(user))
     topics = topics_of(state, identity)
     notice_processes(instance)
     instance.hub.readers.expire()
