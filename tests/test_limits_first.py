@@ -8,6 +8,11 @@ import pytest
 from werkzeug.exceptions import abort
 
 from hybrid import Identity
+from hybrid.audience import Audience
+from hybrid.distinct import Distinct
+from hybrid.events import Event
+from hybrid.monitor.errors import Errors
+from hybrid.wire import to_json
 from servers import PREFIX
 from sites import MakeSite, Site, as_problem
 
@@ -155,6 +160,31 @@ def test_a_user_who_is_named_like_an_address_is_another_one(
     assert statuses(site, "GET", "/polling", 4, **named) == [200] * 3 + [429]
     visitor = {"environ_overrides": {"REMOTE_ADDR": direct}}
     assert statuses(site, "GET", "/polling", 4, **visitor) == [200] * 3 + [429]
+
+
+def test_an_end_that_names_nobody_is_not_that_of_the_user_named_none(site: Site) -> None:
+    """What is in Redis may be of another version: a user is a text."""
+    for data in ({}, {"user": None}, {"user": 17}, [], "None"):
+        with site.stream(headers={"X-User": str(None)}) as stream:
+            stream.hello()
+            site.hub.control(
+                Event("x", "hybrid.revoke", to_json(data), site.hub.wall(), Audience())
+            )
+            (connection,) = site.hub.connections.values()
+            assert connection.farewell is None
+    assert site.hub.shut_out.reason("None", 0.0) is None
+
+
+def test_no_text_of_one_key_is_taken_for_the_next() -> None:
+    """Clients that poll and errors that browsers report are told apart by all of their texts."""
+    seen = Distinct()
+    for name in (("a", "b\0c"), ("a\0b", "c"), ("", "a\0b\0c"), ("a", "b", "c")):
+        seen.add(0.0, *name)
+    assert seen.bits(0.0).bit_count() == 4
+    errors = Errors(lambda: 0)
+    for kind, place in (("a", "b\0c"), ("a\0b", "c")):
+        errors.note("browser", "error", kind, "message", place)
+    assert len(errors.groups()) == 2
 
 
 def test_a_refusal_that_is_raised_again_keeps_nothing() -> None:

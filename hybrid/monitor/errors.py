@@ -61,7 +61,7 @@ class Errors:
     def note(self, source: str, level: str, kind: str, message: str, place: str = "") -> None:
         """Count one occurrence; `kind` is what makes two of them the same."""
         message, place = scrub(message), scrub(place)
-        key = f"{source}\0{level}\0{kind}\0{place}"
+        key = repr((source, level, kind, place))  # no text of one is taken for the next
         id = hashlib.blake2b(key.encode(errors="replace"), digest_size=6).hexdigest()
         now = self._clock()
         with self._lock:
