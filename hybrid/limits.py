@@ -92,7 +92,8 @@ class Rates:
     """See the module's docstring.
 
     `limits` are the limits by name, None or empty for none; `client` is a Redis client that
-    `reach` is for, and `prefix` what its keys begin with. `clock` is Unix seconds.
+    `reach` is for, and `prefix` what its keys begin with. `clock` is monotonic seconds: with a
+    clock that is set back a window would not end.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Rates:
         client: "redis.Redis | None" = None,
         reach: Reach | None = None,
         prefix: str = "",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.refused: Counter[str] = Counter()
         self._items: dict[str, list[tuple[RateLimitItem, int]]] = {
@@ -206,7 +207,8 @@ class Rates:
         def there() -> int | None:
             if strategy.hit(item, *keys):
                 return None
-            return _whole(strategy.get_window_stats(item, *keys).reset_time - self._clock())
+            left = strategy.get_window_stats(item, *keys).reset_time - time.time()
+            return _whole(min(left, seconds))  # its clock may be another one
 
         if isinstance(strategy.storage, MemoryStorage):
             return there()

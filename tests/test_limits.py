@@ -489,6 +489,7 @@ def test_r75_a_storage_that_is_away_delays_nobody_and_its_return_is_noticed(
             took = wait_for(lambda: not side.reach.away, "never came back")
             print(f"back after {took:.3f} s")
             assert caplog.text.count("limits are counted in this process alone") == 1
+            wait_for(lambda: "the storage of the limits is back" in caplog.text, "not logged")
             assert caplog.text.count("the storage of the limits is back") == 1
             with server.client() as direct:
                 assert direct.hget("{app}:slots:held:a", digest("user", "alice")) == "2"

@@ -4,7 +4,6 @@ import hmac
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Collection
 from inspect import isawaitable
 from io import BytesIO
@@ -105,7 +104,7 @@ def look_again(
     told = json.loads(credentials)
     if TICKET in told:
         user, roles, until = told[TICKET]
-        return (Identity(user, roles) if time.time() < until else None), wanted
+        return (Identity(user, roles) if state.clock() < until else None), wanted
     environ = {
         "REQUEST_METHOD": "GET",
         "wsgi.version": (1, 0),
@@ -151,7 +150,7 @@ def redeem(state: "AppState", ticket: str) -> tuple[Identity, frozenset[str], st
     if found is None:
         raise Problem(401, "Unauthorized", "the ticket is not valid (any more)")
     identity, topics, issued_ms = found
-    until = time.time() + STREAM_SECONDS
+    until = state.clock() + STREAM_SECONDS  # which nobody sets back, as they may the time of day
     credentials = json.dumps({TICKET: [identity.user, sorted(identity.roles), until]})
     return identity, topics, credentials, issued_ms
 
