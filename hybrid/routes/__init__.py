@@ -23,8 +23,8 @@ from hybrid.routes.sending import publish, test
 def make_blueprint() -> Blueprint:
     """The blueprint `hybrid` with all endpoints of the contract."""
     blueprint = Blueprint("hybrid", "hybrid", template_folder="templates")
-    blueprint.add_url_rule("/sse", view_func=sse)
-    blueprint.add_url_rule("/polling", view_func=polling)
+    blueprint.add_url_rule("/sse", view_func=sse, methods=["GET", "POST"])
+    blueprint.add_url_rule("/polling", view_func=polling, methods=["GET", "POST"])
     blueprint.add_url_rule("/test", view_func=test, methods=["POST"])
     blueprint.add_url_rule("/publish", view_func=publish, methods=["POST"])
     monitoring.add_rules(blueprint)

@@ -4,7 +4,7 @@ import hmac
 import json
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from inspect import isawaitable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,8 @@ def _identity(state: "AppState") -> Identity:
     return identity
 
 
-# What of a request has no say in who it is: what a browser prefers, where it stands in the log.
+# What of a request has no say in who it is: what a browser prefers, where it stands in the log,
+# what its body is, which nobody keeps.
 UNTELLING = frozenset(
     "HTTP_" + name
     for name in (
@@ -58,8 +59,12 @@ UNTELLING = frozenset(
         *("IF_MODIFIED_SINCE", "IF_NONE_MATCH", "LAST_EVENT_ID", "PRAGMA", "PRIORITY", "REFERER"),
         *("SEC_CH_UA", "SEC_CH_UA_MOBILE", "SEC_CH_UA_PLATFORM", "SEC_FETCH_DEST", "SEC_GPC"),
         *("SEC_FETCH_MODE", "SEC_FETCH_SITE", "SEC_FETCH_USER", "TE", "UPGRADE_INSECURE_REQUESTS"),
+        *("EXPECT", "TRANSFER_ENCODING"),
     )
-) | {"REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"}
+) | {
+    *("REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"),
+    *("CONTENT_LENGTH", "CONTENT_TYPE"),
+}
 MAX_CREDENTIALS = 16 * 1024
 """Characters kept for a stream: a hundred streams of one address are then under 2 MB."""
 GRANTED = "hybrid.granted"
@@ -155,8 +160,9 @@ def redeem(state: "AppState", ticket: str) -> tuple[Identity, frozenset[str], st
     return identity, topics, credentials, issued_ms
 
 
-def topics_of(state: "AppState", identity: Identity) -> frozenset[str]:
-    topics = frozenset(request.args.getlist("topic"))
+def topics_of(state: "AppState", identity: Identity, posted: Sequence[str]) -> frozenset[str]:
+    """The topics of the query and those that were `posted`, all of which are granted."""
+    topics = frozenset([*request.args.getlist("topic"), *posted])
     if len(topics) > MAX_TOPICS:
         raise Problem(400, "Bad request", f"at most {MAX_TOPICS} topics a connection")
     for topic in topics:

@@ -1,4 +1,4 @@
-"""GET /sse and GET /polling."""
+"""GET /sse and GET /polling; POST, where there are more topics than an address can hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from hybrid.routes.answers import (
 )
 from hybrid.routes.bounds import address_of, count, count_for_user, patience, refusal
 from hybrid.routes.origins import require_same_origin
-from hybrid.routes.parse import number
+from hybrid.routes.parse import number, posted_topics
 from hybrid.routes.server import (
     can_hold,
     notice_processes,
@@ -78,6 +78,7 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
     # must not lock them out, nor a page that is loaded again.
     kind = "returns" if Cursor.parse(since or "") else "connections"
     count(instance, f"ip_{kind}", of_address(address))
+    posted = posted_topics()
     ticket = args.get("ticket")
     if ticket is not None and not is_head:
         # Who it is was looked at when the ticket was issued.
@@ -86,7 +87,7 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
         identity = identity_of(state)
         granted = topics is not None
         if topics is None:
-            topics = topics_of(state, identity)
+            topics = topics_of(state, identity, posted)
         credentials = credentials_of(identity, topics, granted=granted)
     count_for_user(instance, f"user_{kind}", identity)
     if is_head:
@@ -129,7 +130,7 @@ def polling() -> Response:
     identity = identity_of(state)
     user = identity.user
     count(instance, "polls", of_address(address) if user is None else of_user(user))
-    topics = topics_of(state, identity)
+    topics = topics_of(state, identity, posted_topics())
     notice_processes(instance)
     instance.hub.readers.expire()
     wait = number("wait", 0.0, 0.0, MAX_WAIT)
