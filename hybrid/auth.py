@@ -159,6 +159,10 @@ class Tickets:
             issued_ms -= SKEW_MS
         return Identity(user, roles), frozenset(topics), issued_ms
 
+    def is_valid(self, ticket: str) -> bool:
+        """Whether it was issued here and may still be redeemed, as far as that shows by itself."""
+        return self._read(ticket) is not None
+
     def _read(self, ticket: str) -> tuple[str, str | None, list[str], list[str], int] | None:
         """What a ticket says, if it was signed here and its time is now."""
         try:

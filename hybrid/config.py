@@ -212,16 +212,16 @@ class Settings:
         100, "streams of one address, over all instances", _whole(1, 1_000_000)
     )
     limit_user_connections: str | None = _bound(
-        "5 per minute", "streams that a user may begin", _rate
+        "5 per minute", "streams that a user may begin without a cursor or ticket", _rate
     )
     limit_ip_connections: str | None = _bound(
-        "10 per minute", "streams that an address may begin", _rate
+        "10 per minute", "streams that an address may begin without a cursor or ticket", _rate
     )
     limit_user_returns: str | None = _bound(
-        "60 per minute", "streams that a user may go on with by a cursor", _rate
+        "60 per minute", "streams that a user may begin with a cursor or ticket", _rate
     )
     limit_ip_returns: str | None = _bound(
-        "600 per minute", "streams that an address may go on with by a cursor", _rate
+        "600 per minute", "streams that an address may begin with a cursor or ticket", _rate
     )
     limit_user_events: str | None = _bound(
         "100 per minute", "events that a user may send in", _rate

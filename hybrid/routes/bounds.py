@@ -79,6 +79,13 @@ def _network(text: str) -> str:
     return str(address)
 
 
+def is_this_machine(bucket: str) -> bool:
+    """Whether an address, as `address_of` gives it, is a loopback one."""
+    return bucket == _network("::1") or (
+        bucket != NOWHERE and ipaddress.ip_network(bucket).is_loopback
+    )
+
+
 def _is_near(bucket: str) -> bool:
     return bucket == NOWHERE or ipaddress.ip_network(bucket).is_private
 

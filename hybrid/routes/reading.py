@@ -21,7 +21,14 @@ from hybrid.routes.answers import (
     app_state,
     json_answer,
 )
-from hybrid.routes.bounds import address_of, count, count_for_user, patience, refusal
+from hybrid.routes.bounds import (
+    address_of,
+    count,
+    count_for_user,
+    is_this_machine,
+    patience,
+    refusal,
+)
 from hybrid.routes.origins import require_same_origin
 from hybrid.routes.parse import number, posted_topics
 from hybrid.routes.server import (
@@ -74,12 +81,14 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
     is_head = environ["REQUEST_METHOD"] == "HEAD"
     since = environ.get("HTTP_LAST_EVENT_ID") or args.get("since")
     address = address_of(instance)
-    # Who goes on from a cursor has been here before: a deployment that sends all clients away
-    # must not lock them out, nor a page that is loaded again.
-    kind = "returns" if Cursor.parse(since or "") else "connections"
+    ticket = args.get("ticket")
+    # Who has a cursor or a ticket has it from a page that was served, or has been here before:
+    # neither a page that is loaded again nor a deployment that sends all away is to lock them out.
+    served = Cursor.parse(since or "") or (ticket and instance.tickets.is_valid(ticket))
+    at_work = state.debug() and is_this_machine(address)
+    kind = "returns" if served or at_work else "connections"
     count(instance, f"ip_{kind}", of_address(address))
     posted = posted_topics()
-    ticket = args.get("ticket")
     if ticket is not None and not is_head:
         # Who it is was looked at when the ticket was issued.
         identity, topics, credentials, asked_ms = redeem(state, ticket)
