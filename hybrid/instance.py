@@ -97,6 +97,9 @@ class Instance:
         self.started_at = time.time()
         self.emitted: Counter[str] = Counter()
         self.problems: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Requests that a limit or a bound refused, by its name; who was refused for want of room
+        the hub counts."""
         self.polls = 0
         self.pollers = Distinct()
         self.alone = True
@@ -246,6 +249,10 @@ class Instance:
             f" HYBRID_MAX_CONNECTIONS: the process may open {descriptors()} descriptors. Fix: raise"
             " that (ulimit -n, LimitNOFILE=), or set HYBRID_MAX_CONNECTIONS lower"
         )
+
+    def refusals(self) -> dict[str, int]:
+        """Requests that were refused for want of room or by a limit, by reason."""
+        return {"full": self.hub.refused} | self.refused
 
     def alerts(self) -> list[str]:
         """What somebody should look at, in words."""

@@ -125,7 +125,7 @@ def count(instance: Instance, limit: str, who: str) -> None:
         limit, who, strategy=strategy, patience=patience(theirs=strategy is not None)
     )
     if wait is not None:
-        raise too_many(limit, wait)
+        raise too_many(instance, limit, wait)
 
 
 def count_request(instance: Instance) -> None:
@@ -139,7 +139,7 @@ def count_request(instance: Instance) -> None:
     refuse_if_spent(instance, "refusals", who)
     left = None if _are_off() else instance.rates.hit_here("ip_requests", who)
     if left is not None:
-        raise too_many("ip_requests", left)
+        raise too_many(instance, "ip_requests", left)
 
 
 def answer_refusal(error: HTTPException) -> Response:
@@ -160,10 +160,12 @@ def refuse_if_spent(instance: Instance, limit: str, who: str) -> None:
     """429 where a limit was reached lately, without counting."""
     left = instance.rates.refused_for(limit, who)
     if left is not None:
-        raise too_many(limit, left)
+        raise too_many(instance, limit, left)
 
 
-def too_many(limit: str, seconds: int) -> Problem:
+def too_many(instance: Instance, limit: str, seconds: int) -> Problem:
+    """What is said to who has reached a limit."""
+    instance.refused[limit] += 1
     words = limit.replace("_", " ")
     return Problem(429, "Too many requests", f"too many {words}", retry_after=seconds)
 
@@ -174,10 +176,12 @@ def count_for_user(instance: Instance, limit: str, identity: Identity) -> None:
         count(instance, limit, of_user(identity.user))
 
 
-def refusal(error: TooManyConnections) -> Problem:
-    """What is said to a connection that finds no slot."""
+def refusal(instance: Instance, error: TooManyConnections) -> Problem:
+    """What is said to a stream that finds no slot."""
     if isinstance(error, TooManyOfOne):
+        instance.refused["streams"] += 1
         return Problem(429, "Too many streams", str(error), retry_after=CROWDED_RETRY_AFTER)
     if isinstance(error, Draining):
+        instance.refused["draining"] += 1
         return Problem(503, "Draining", str(error), retry_after=DRAINING_RETRY_AFTER)
     return Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER)

@@ -185,6 +185,7 @@ def sse() -> Response:
     try:
         watch.hub.open(connection)
     except TooManyConnections as error:
+        state.instance().refused["monitors"] += 1
         raise Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER) from error
     opening = greeting(watch.hub, connection, start, state.instance().bus.state)
     return StreamResponse(Stream(watch.hub, connection, opening))
@@ -289,6 +290,7 @@ def report() -> Response:
 
 def enough() -> Problem:
     """What is said to who reports when there were enough reports."""
+    app_state().instance().refused["reports"] += 1
     return Problem(429, "Too many", "enough is known of what goes wrong", retry_after=60)
 
 

@@ -120,7 +120,7 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
             connection, address, Claim(since, certain=pending is None), patience()
         )
     except TooManyConnections as error:
-        raise refusal(error) from error
+        raise refusal(instance, error) from error
     opening = greeting(instance.hub, connection, start, instance.bus.state)
     stream = Stream(instance.hub, connection, opening)
     settle_late(instance.bus, instance.hub, start)
