@@ -26,7 +26,7 @@ from hybrid.distinct import Distinct
 from hybrid.errors import TooManyConnections
 from hybrid.events import ORIGIN, Cursor, Event, random_id
 from hybrid.hub import Hub
-from hybrid.limits import Rates
+from hybrid.limits import Rates, Seldom
 from hybrid.log import Claim, Log, Start
 from hybrid.pump import Pump
 from hybrid.reach import Patience, Reach
@@ -153,6 +153,8 @@ class Instance:
             reach=self.reach,
             prefix=f"{prefix}:tickets",
         )
+        self.closed_topics = Seldom()
+        """Topics that were refused."""
         self.no_streams = ""
         """Why the server cannot hold streams, once one was refused for that."""
         self.one_address = False

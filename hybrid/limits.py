@@ -43,6 +43,8 @@ return answer
 """Counts one at each key; how many there were in its window, and the milliseconds left of that."""
 MAX_WINDOWS = 100_000
 """Counters in memory: an attacker with many addresses must not make them grow."""
+SELDOM = 60.0
+"""Seconds between two lines of a log on what clients can make happen as often as they like."""
 HANDS = 8
 """Calls at once to the storage of an application's `Limiter`, which counts one in each."""
 
@@ -86,6 +88,27 @@ class Windows:
         self._windows = {key: window for key, window in self._windows.items() if window[1] > now}
         for key in list(self._windows)[: len(self._windows) - MAX_WINDOWS // 2]:
             del self._windows[key]
+
+
+class Seldom:
+    """Something that is logged once a minute at most, however often it happens.
+
+    `clock` is monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = -math.inf
+        self._untold = 0
+
+    def told(self) -> int | None:
+        """It has happened again: how often it was not logged before, if it is to be logged now."""
+        now = self._clock()
+        if now < self._next:
+            self._untold += 1
+            return None
+        untold, self._untold, self._next = self._untold, 0, now + SELDOM
+        return untold
 
 
 class Rates:

@@ -3,8 +3,11 @@
 import re
 from typing import Any
 
+import pytest
+
+from hybrid.limits import Seldom
 from hybrid.monitor.terminal import table
-from sites import MakeSite, Site
+from sites import MakeSite, Site, as_problem
 
 ALICE = {"headers": {"X-User": "alice"}}
 
@@ -74,6 +77,45 @@ def test_metrics_and_terminal_say_why(make_site: MakeSite) -> None:
     series = dict(re.findall(r'hybrid_connections_refused_total\{reason="(\w+)"\} (\S+)', text))
     assert series == {"polls": "3.0", "full": "1.0"}
     assert "4 refused (polls 3, full 1)" in table(look(site))
+
+
+def closed(site: Site, topic: str = "secret") -> str:
+    answer = site.get("/sse", query_string={"topic": topic}, headers={"X-User": "alice"})
+    return str(as_problem(answer, 403)["detail"])
+
+
+def test_a_refused_topic_is_a_line_in_the_log_and_not_a_flood(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the topic, the user and the reason; the rest of a minute is counted."""
+    site = make_site()
+    site.realtime.authorize(lambda *_: False)
+    instance = site.app.extensions["hybrid"].instance()
+    now = 0.0
+    instance.closed_topics = Seldom(lambda: now)
+    for _ in range(50):
+        assert closed(site) == "the topic 'secret' is not open to you"
+    now = 60.0
+    closed(site, "ev\u0456l")
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first == "topic 'secret' refused to user 'alice': the authorize hook said no"
+    assert second.isascii()
+    assert second.endswith("said no (49 more since the last line like this one)")
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_a_hook_that_is_missing_is_named(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture, debug: bool
+) -> None:
+    """In the log, and to who develops; a stranger is not told how the site is made."""
+    site = make_site(identify=False)
+    site.app.debug = debug
+    said = closed(site)
+    assert ("no @realtime.authorize hook is set" in said) is debug
+    assert said.startswith("the topic 'secret' is not open to you")
+    assert "no @realtime.authorize hook is set" in caplog.text
+    site.realtime.authorize(lambda *_: False)
+    assert closed(site) == "the topic 'secret' is not open to you"
 
 
 def test_an_instance_of_an_older_version_does_not_tell_why(make_site: MakeSite) -> None:

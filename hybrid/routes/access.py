@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from hybrid.audience import DOCTOR, MAX_NAME, Audience, Identity, is_name
 from hybrid.auth import STREAM_SECONDS
+from hybrid.hooks import refuse_topic
 from hybrid.limits import of_address
 from hybrid.routes.answers import FULL_RETRY_AFTER, Problem, app_state
 from hybrid.routes.bounds import (
@@ -173,8 +174,22 @@ def topics_of(state: "AppState", identity: Identity, posted: Sequence[str]) -> f
                 f"a topic has 1 to {MAX_NAME} characters and no control characters",
             )
         if not _granted(state, identity, {topic}):
-            raise Problem(403, "Forbidden", f"the topic {topic!r} is not open to you")
+            raise _closed(state, identity, topic)
     return topics
+
+
+def _closed(state: "AppState", identity: Identity, topic: str) -> Problem:
+    """What is said of a topic that is refused; to the operator too, once in a while."""
+    detail, why = f"the topic {topic!r} is not open to you", "the authorize hook said no"
+    if state.hooks.authorize is refuse_topic:
+        why = "no @realtime.authorize hook is set, so every topic is closed"
+        if state.debug():  # whether there is a hook is nothing for strangers
+            detail += f": {why}"
+    more = state.instance().closed_topics.told()
+    if more is not None:
+        others = f" ({more} more since the last line like this one)" if more else ""
+        logger.warning("topic %.80a refused to user %.80a: %s%s", topic, identity.user, why, others)
+    return Problem(403, "Forbidden", detail)
 
 
 def permitted(hook: Callable[..., Any] | None, identity: Identity, *, default: bool) -> bool:
