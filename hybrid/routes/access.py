@@ -26,6 +26,7 @@ from hybrid.routes.bounds import (
     patience,
     refuse_if_spent,
 )
+from hybrid.routes.origins import is_own_host
 from hybrid.wire import to_json
 
 if TYPE_CHECKING:
@@ -192,13 +193,30 @@ def _closed(state: "AppState", identity: Identity, topic: str) -> Problem:
     return Problem(403, "Forbidden", detail)
 
 
-def permitted(hook: Callable[..., Any] | None, identity: Identity, *, default: bool) -> bool:
-    return default if hook is None else bool(ask(hook, identity))
+def permitted(state: "AppState", hook: Callable[..., Any] | None, identity: Identity) -> bool:
+    """Whether the hook admits somebody; without one, debug mode admits who asks for this machine.
+
+    A page of any other site can have its own name lead here (DNS rebinding): to a browser it is
+    then of one origin with us.
+    """
+    if hook is not None:
+        return bool(ask(hook, identity))
+    return state.debug() and is_own_host()
+
+
+def not_permitted(state: "AppState", detail: str) -> Problem:
+    """What is said to who is not permitted; where debug mode would have been enough, why not."""
+    if state.debug() and not is_own_host():
+        detail += (
+            f". Debug mode opens it by the names of this machine alone, and {request.host!r:.80} is"
+            " none that is known: add it to app.config['TRUSTED_HOSTS']"
+        )
+    return Problem(403, "Forbidden", detail)
 
 
 def may_test(state: "AppState", identity: Identity, audience: Audience) -> bool:
     only_self = identity.user is not None and audience == Audience(users=frozenset({identity.user}))
-    return only_self or permitted(state.hooks.can_test, identity, default=state.debug())
+    return only_self or permitted(state, state.hooks.can_test, identity)
 
 
 def require_key(state: "AppState") -> None:

@@ -34,6 +34,8 @@ CROWDED_RETRY_AFTER = 30
 def address_of(instance: Instance) -> str:
     """Where the request comes from: one IPv4 address, or the /64 of an IPv6 address.
 
+    An IPv4 address inside of an IPv6 one is that IPv4 address.
+
     X-Forwarded-For counts only from the right, by the number of trusted proxies: what is further
     left anybody can write. A single IPv6 customer has at least a /64 to choose addresses from.
     """
@@ -73,10 +75,26 @@ def _network(text: str) -> str:
     except ValueError:
         return NOWHERE
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
+        inner = _ipv4_in(address)
+        network = ipaddress.ip_network((address, 64), strict=False)
+        return str(network) if inner is None else str(inner)
     return str(address)
+
+
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def _ipv4_in(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address of a client that has no other and is seen by IPv6.
+
+    All the IPv4 clients of a NAT64 gateway (RFC 6052) or of a Teredo server (RFC 4380) would share
+    one /64; one IPv4 address has 65,536 of them by 6to4 (RFC 3056).
+    """
+    if address in NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if address.teredo is not None:
+        return address.teredo[1]
+    return address.ipv4_mapped or address.sixtofour
 
 
 def is_this_machine(bucket: str) -> bool:

@@ -15,7 +15,7 @@ from hybrid.connection import Connection
 from hybrid.errors import TooManyConnections
 from hybrid.events import Cursor, random_id
 from hybrid.monitor.connections import MAX_PAGE, SORTS, Search
-from hybrid.routes.access import identity_of, permitted, require_bearer
+from hybrid.routes.access import identity_of, not_permitted, permitted, require_bearer
 from hybrid.routes.answers import (
     FULL_RETRY_AFTER,
     Bare,
@@ -73,8 +73,8 @@ def viewer(state: "AppState") -> Identity:
     """Who asks, if they may look."""
     require_same_origin_or_link()
     identity = identity_of(state)
-    if not permitted(state.hooks.can_monitor, identity, default=state.debug()):
-        raise Problem(403, "Forbidden", "the monitor is for those whom can_monitor admits")
+    if not permitted(state, state.hooks.can_monitor, identity):
+        raise not_permitted(state, "the monitor is for those whom can_monitor admits")
     return identity
 
 
@@ -82,8 +82,8 @@ def operator(state: "AppState") -> Identity:
     """Who asks, if they may act; from this site's own pages, whoever else may read."""
     require_own_origin()
     identity = viewer(state)
-    if not permitted(state.hooks.can_operate, identity, default=state.debug()):
-        raise Problem(403, "Forbidden", "this is for those whom can_operate admits")
+    if not permitted(state, state.hooks.can_operate, identity):
+        raise not_permitted(state, "this is for those whom can_operate admits")
     return identity
 
 
@@ -110,7 +110,7 @@ def _page(state: "AppState", identity: Identity) -> Response:
         base=url_for(".monitor").removesuffix("/monitor"),
         file=file,
         name=request.host,
-        operates=permitted(state.hooks.can_operate, identity, default=state.debug()),
+        operates=permitted(state, state.hooks.can_operate, identity),
         version=hybrid.__version__,
         wall=request.args.get("wall") == "1",
     )

@@ -11,7 +11,7 @@ from hybrid.audience import Audience
 from hybrid.bus import Receipt
 from hybrid.events import MAX_TOGETHER, Event, random_id
 from hybrid.limits import of_address
-from hybrid.routes.access import identity_of, may_test, require_key
+from hybrid.routes.access import identity_of, may_test, not_permitted, require_key
 from hybrid.routes.answers import Problem, app_state, json_answer
 from hybrid.routes.bounds import address_of, count, count_for_user
 from hybrid.routes.origins import require_same_origin
@@ -30,7 +30,7 @@ def test() -> Response:
     fields = json_object({"type", "data", "users", "roles", "topics"}, state)
     audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
     if not may_test(state, identity, audience):
-        raise Problem(403, "Forbidden", "you may send test events to yourself only")
+        raise not_permitted(state, "you may send test events to yourself only")
     event = state.event(fields.get("type", "test"), fields.get("data"), audience)
     (receipt,) = state.publish([event])
     return _receipts([receipt], alone=True)
