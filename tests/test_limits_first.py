@@ -164,7 +164,8 @@ def test_a_user_who_is_named_like_an_address_is_another_one(
 
 def test_an_end_that_names_nobody_is_not_that_of_the_user_named_none(site: Site) -> None:
     """What is in Redis may be of another version: a user is a text."""
-    for data in ({}, {"user": None}, {"user": 17}, [], "None"):
+    ends: list[Any] = [{}, {"user": None}, {"user": 17}, [], "None"]
+    for data in ends:
         with site.stream(headers={"X-User": str(None)}) as stream:
             stream.hello()
             site.hub.control(

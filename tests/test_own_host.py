@@ -24,7 +24,7 @@ OPENED = [
 
 def ask(site: Site, method: str, path: str, host: str) -> Any:
     body = {"user": "bob"} if path == "/monitor/disconnect" else {}
-    options = {"json": body} if method == "POST" else {}
+    options: dict[str, Any] = {"json": body} if method == "POST" else {}
     return site.client.open(PREFIX + path, method=method, headers={"Host": host}, **options)
 
 
