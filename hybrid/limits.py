@@ -45,6 +45,8 @@ MAX_WINDOWS = 100_000
 """Counters in memory: an attacker with many addresses must not make them grow."""
 SELDOM = 60.0
 """Seconds between two lines of a log on what clients can make happen as often as they like."""
+LINES = 60
+"""Lines of a log in a minute on who has reached a limit."""
 HANDS = 8
 """Calls at once to the storage of an application's `Limiter`, which counts one in each."""
 
@@ -138,6 +140,7 @@ class Rates:
         self._clock = clock
         self._memory = Windows(clock)
         self._told: dict[str, float] = {}
+        self._lines = Windows(clock)
         self._prefix = prefix
         self._reach = reach
         self._reaches: dict[int, Reach] = {}
@@ -245,7 +248,8 @@ class Rates:
             return self._hit_here(item, seconds, who)
 
     def _refuse(self, item: RateLimitItem, name: str, who: str, left: int) -> None:
-        """Count it, and log the first of a burst: an attack must not fill the disk as well."""
+        """Count it, and log the first of a burst, a few in a minute at most: an attack, from how
+        many addresses ever, must not fill the disk as well."""
         self.refused[name] += 1
         now = self._clock()
         key = digest(name, who)
@@ -254,7 +258,12 @@ class Rates:
         if len(self._told) >= MAX_WINDOWS:
             self._told.clear()
         self._told[key] = now + left
-        logger.warning("limit %s (%s) reached by %.80a; refused for %d s", name, item, who, left)
+        line, _ = self._lines.hit("", 60)
+        if line <= LINES:
+            last = "; more of this minute are only counted" if line == LINES else ""
+            logger.warning(
+                "limit %s (%s) reached by %.80a; refused for %d s%s", name, item, who, left, last
+            )
 
 
 def _each(calls: Sequence[Callable[[], int | None]]) -> Sequence[int | None]:

@@ -79,6 +79,32 @@ def test_metrics_and_terminal_say_why(make_site: MakeSite) -> None:
     assert "4 refused (polls 3, full 1)" in table(look(site))
 
 
+def test_a_thousand_addresses_do_not_fill_the_log(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A line for each that reaches a limit, sixty in a minute; all are counted."""
+    site = make_site(LIMIT_POLLS="1 per minute")
+    rates = site.app.extensions["hybrid"].instance().rates
+    for number in range(1000):
+        for _ in range(2):
+            rates.hit("polls", f"address:10.0.{number // 256}.{number % 256}")
+    assert rates.refused["polls"] == 1000
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 60
+    assert [line for line in lines if "only counted" in line] == lines[-1:]
+
+
+def test_the_health_check_does_not_say_where_redis_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may ask it, also while messages do not arrive."""
+    bus = site.app.extensions["hybrid"].instance().bus
+    monkeypatch.setattr(bus, "deaf", True)
+    monkeypatch.setattr(bus, "trouble", "ConnectionError: connecting to redis.internal:6379")
+    detail = as_problem(site.get("/health/ready"), 503)["detail"]
+    assert "redis" not in detail
+
+
 def closed(site: Site, topic: str = "secret") -> str:
     answer = site.get("/sse", query_string={"topic": topic}, headers={"X-User": "alice"})
     return str(as_problem(answer, 403)["detail"])
