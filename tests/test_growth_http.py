@@ -84,7 +84,7 @@ def repeated(unit: str, length: int) -> str:
 def asked(site: Site, environ: dict[str, Any]) -> Callable[[], None]:
     def ask() -> None:
         environ["wsgi.input"].seek(0)
-        body = site.app(dict(environ), lambda *_: lambda _: None)  # type: ignore[arg-type]
+        body = site.app(dict(environ), lambda *_: lambda _: None)
         body.close()  # type: ignore[attr-defined] # a response of Werkzeug's
 
     return ask
