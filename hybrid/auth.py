@@ -13,6 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,15 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from hybrid.audience import Identity
 from hybrid.limits import digest
 from hybrid.reach import Away, Patience, Reach
+from hybrid.shutout import SKEW_MS
 
 if TYPE_CHECKING:
     import redis
 
 TICKET_SECONDS = 30
 """RFC 9700 and common sense: a ticket is used at once or not at all."""
+SKEW_SECONDS = SKEW_MS // 1000
+"""How far ahead the clock of who issues may be: a ticket or token from so near a future is good."""
 STREAM_SECONDS = 900
 """How long a stream lives on a ticket: its user cannot be asked about again."""
 
@@ -49,7 +53,8 @@ def bearer_identity(
     `key` is the shared secret or the public key. A token without `exp`, one that is out of date
     or for somebody else, or one that is signed by other algorithms than these, is nobody:
     401. `otherwise` is asked where no such header is sent. A stream ends within a heartbeat after
-    its token has expired. Needs PyJWT: `pip install 'flask-hybrid[jwt]'`.
+    its token has expired. `iat` and `nbf` may lie 5 seconds ahead, since clocks differ; `exp` is
+    taken by the letter. Needs PyJWT: `pip install 'flask-hybrid[jwt]'`.
     """
     import jwt
 
@@ -68,10 +73,13 @@ def bearer_identity(
                 algorithms=list(algorithms),
                 audience=audience,
                 issuer=issuer,
+                leeway=SKEW_SECONDS,
                 options={"require": required},
             )
         except jwt.InvalidTokenError:
             return None
+        if int(claims["exp"]) <= time.time():
+            return None  # the leeway is for who is ahead, and not to lengthen a life
         user, roles = claims[user_claim], claims.get(roles_claim, [])
         if not isinstance(user, str) or not user or not isinstance(roles, list):
             return None
@@ -86,11 +94,19 @@ def application_mark(secret: str | bytes | None) -> str:
     return hmac.new(key, b"hybrid.application", "sha256").hexdigest()[:8] if key else ""
 
 
+def clock_mark() -> str:
+    """What all processes have in common whose clock is the same one: that of their kernel."""
+    try:
+        return digest(Path("/proc/sys/kernel/random/boot_id").read_text())[:8]
+    except OSError:
+        return secrets.token_urlsafe(6)  # not Linux: this process alone
+
+
 class Tickets:
     """Issues tickets and takes each of them once.
 
     With a Redis `client`, which `reach` is for, once among all instances; where it cannot be
-    asked, none is taken.
+    asked, none is taken. `clock` names the clock that issues are told by (`clock_mark`).
     """
 
     def __init__(
@@ -100,8 +116,10 @@ class Tickets:
         client: "redis.Redis | None" = None,
         reach: Reach | None = None,
         prefix: str = "",
+        clock: str | None = None,
     ) -> None:
         self._signer = URLSafeTimedSerializer(secret, salt="hybrid.ticket")
+        self._clock = clock or clock_mark()
         self._client = client
         self._prefix = prefix
         self._used: dict[str, float] = {}
@@ -111,7 +129,7 @@ class Tickets:
     def issue(self, identity: Identity, topics: Collection[str]) -> str:
         """A ticket for one stream of this identity with these topics."""
         payload = [
-            secrets.token_urlsafe(12),
+            f"{self._clock}.{secrets.token_urlsafe(12)}",
             identity.user,
             sorted(identity.roles),
             sorted(topics),
@@ -124,20 +142,36 @@ class Tickets:
     ) -> tuple[Identity, frozenset[str], int] | None:
         """Who it was issued to, for what and when (Unix ms); None if it is forged, old or used.
 
-        The time is for who was shut out since: a ticket must not outlive a revocation.
+        The time is for who was shut out since: a ticket must not outlive a revocation. Where
+        another clock has told it, which may be ahead, it counts as so much earlier.
 
         `patience` is how long to wait for Redis. Raises `ConnectionError` where it cannot be
         known whether it has been used.
         """
-        try:
-            nonce, user, roles, topics, issued_ms = self._signer.loads(
-                ticket, max_age=TICKET_SECONDS
-            )
-        except (BadData, ValueError, TypeError):
+        found = self._read(ticket)
+        if found is None:
             return None
+        nonce, user, roles, topics, issued_ms = found
         if not self._is_first(nonce, patience or Patience()):
             return None
-        return Identity(user, roles), frozenset(topics), int(issued_ms)
+        if nonce.partition(".")[0] != self._clock:
+            issued_ms -= SKEW_MS
+        return Identity(user, roles), frozenset(topics), issued_ms
+
+    def is_valid(self, ticket: str) -> bool:
+        """Whether it was issued here and may still be redeemed, as far as that shows by itself."""
+        return self._read(ticket) is not None
+
+    def _read(self, ticket: str) -> tuple[str, str | None, list[str], list[str], int] | None:
+        """What a ticket says, if it was signed here and its time is now."""
+        try:
+            nonce, user, roles, topics, issued_ms = self._signer.loads(ticket)
+            age = time.time() - issued_ms / 1000
+        except (BadData, ValueError, TypeError):
+            return None
+        if not -SKEW_SECONDS <= age <= TICKET_SECONDS:
+            return None
+        return str(nonce), user, roles, topics, int(issued_ms)
 
     def _is_first(self, nonce: str, patience: Patience) -> bool:
         if self._reach is not None:
@@ -149,7 +183,8 @@ class Tickets:
                 ) from None
         with self._lock:
             now = time.monotonic()
-            self._used = {used: until for used, until in self._used.items() if until > now}
+            while self._used and next(iter(self._used.values())) <= now:
+                del self._used[next(iter(self._used))]  # the oldest is the first
             if nonce in self._used:
                 return False
             self._used[nonce] = now + 2 * TICKET_SECONDS

@@ -262,16 +262,16 @@ class Settings:
         100, "streams of one address, over all instances", _whole(1, 1_000_000)
     )
     limit_user_connections: str | None = _bound(
-        "5 per minute", "streams that a user may begin", _rate
+        "5 per minute", "streams that a user may begin without a cursor or ticket", _rate
     )
     limit_ip_connections: str | None = _bound(
-        "10 per minute", "streams that an address may begin", _rate
+        "10 per minute", "streams that an address may begin without a cursor or ticket", _rate
     )
     limit_user_returns: str | None = _bound(
-        "60 per minute", "streams that a user may go on with by a cursor", _rate
+        "60 per minute", "streams that a user may begin with a cursor or ticket", _rate
     )
     limit_ip_returns: str | None = _bound(
-        "600 per minute", "streams that an address may go on with by a cursor", _rate
+        "600 per minute", "streams that an address may begin with a cursor or ticket", _rate
     )
     limit_user_events: str | None = _bound(
         "100 per minute", "events that a user may send in", _rate
@@ -280,7 +280,15 @@ class Settings:
         "200 per minute", "events that an address may send in", _rate
     )
     limit_polls: str | None = _bound(
-        "300 per minute", "polls of a user, or of an address without one", _rate
+        "300 per minute",
+        "polls of a user, or of an address without one; as many requests of an address may"
+        " `identify`, `authorize` and the like refuse",
+        _rate,
+    )
+    limit_ip_requests: str | None = _bound(
+        "30000 per minute",
+        "requests of an address to one process, counted before `identify` is asked",
+        _rate,
     )
     trusted_proxies: int = _setting(
         0, "proxies in front, whose X-Forwarded-For is believed", _whole(0, 10)

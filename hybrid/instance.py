@@ -26,7 +26,7 @@ from hybrid.distinct import Distinct
 from hybrid.errors import TooManyConnections
 from hybrid.events import ENDINGS, ORIGIN, Cursor, Event, random_id
 from hybrid.hub import Hub
-from hybrid.limits import Rates
+from hybrid.limits import Rates, Seldom
 from hybrid.log import Claim, Log, Start
 from hybrid.pump import Pump
 from hybrid.reach import Patience, Reach
@@ -96,6 +96,9 @@ class Instance:
         self.started_at = time.time()
         self.emitted: Counter[str] = Counter()
         self.problems: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Requests that a limit or a bound refused, by its name; who was refused for want of room
+        the hub counts."""
         self.polls = 0
         self.pollers = Distinct()
         self.alone = True
@@ -129,7 +132,7 @@ class Instance:
                 for name in Settings.__slots__
                 if name.startswith("limit_")
             }
-            | {"wrong_keys": settings.limit_ip_events},
+            | {"wrong_keys": settings.limit_ip_events, "refusals": settings.limit_polls},
             client=client,
             reach=self.reach,
             prefix=f"{prefix}:limits",
@@ -149,6 +152,8 @@ class Instance:
             reach=self.reach,
             prefix=f"{prefix}:tickets",
         )
+        self.closed_topics = Seldom()
+        """Topics that were refused."""
         self.no_streams = ""
         """Why the server cannot hold streams, once one was refused for that."""
         self.one_address = False
@@ -245,6 +250,10 @@ class Instance:
             f" HYBRID_MAX_CONNECTIONS: the process may open {descriptors()} descriptors. Fix: raise"
             " that (ulimit -n, LimitNOFILE=), or set HYBRID_MAX_CONNECTIONS lower"
         )
+
+    def refusals(self) -> dict[str, int]:
+        """Requests that were refused for want of room or by a limit, by reason."""
+        return {"full": self.hub.refused} | self.refused
 
     def alerts(self) -> list[str]:
         """What somebody should look at, in words."""

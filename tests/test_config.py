@@ -81,7 +81,7 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
         )
         for name in (
             *("USER_CONNECTIONS", "IP_CONNECTIONS", "USER_RETURNS", "IP_RETURNS"),
-            *("USER_EVENTS", "IP_EVENTS", "POLLS"),
+            *("USER_EVENTS", "IP_EVENTS", "POLLS", "IP_REQUESTS"),
         )
     ),
     ("TRUSTED_PROXIES", [(0, 0), ("2", 2)], [-1, 11, "all", True]),
@@ -185,6 +185,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "limit_user_events": "100 per minute",
         "limit_ip_events": "200 per minute",
         "limit_polls": "300 per minute",
+        "limit_ip_requests": "30000 per minute",
         "trusted_proxies": 0,
         "cors_origins": (),
         "max_event_bytes": 65536,

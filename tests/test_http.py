@@ -302,7 +302,7 @@ def test_the_clients_files_are_served_with_their_version(
 def test_what_is_not_there_is_a_problem_too(site: Site) -> None:
     """Every error below the prefix is problem details, the router's as well."""
     as_problem(site.client.get(PREFIX + "/test"), 405)
-    as_problem(site.client.post(PREFIX + "/polling"), 405)
+    as_problem(site.client.delete(PREFIX + "/polling"), 405)
     as_problem(site.client.get(PREFIX + "/nothing"), 404)
 
 
@@ -820,7 +820,7 @@ def test_r14_asking_about_a_stream_takes_no_slot(site: Site, method: str) -> Non
         assert response.content_type == "text/event-stream; charset=utf-8"
         assert response.headers["X-Accel-Buffering"] == "no"
     else:
-        assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+        assert set(response.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS", "POST"}
 
 
 def test_r14_a_head_of_a_poll_takes_no_slot(site: Site) -> None:

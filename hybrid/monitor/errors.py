@@ -61,7 +61,7 @@ class Errors:
     def note(self, source: str, level: str, kind: str, message: str, place: str = "") -> None:
         """Count one occurrence; `kind` is what makes two of them the same."""
         message, place = scrub(message[:MAX_TEXT]), scrub(place[:MAX_TEXT])
-        key = f"{source}\0{level}\0{kind}\0{place}"
+        key = repr((source, level, kind, place))  # no text of one is taken for the next
         id = hashlib.blake2b(key.encode(errors="replace"), digest_size=6).hexdigest()
         now = self._clock()
         with self._lock:
@@ -82,12 +82,18 @@ class Errors:
             elif len(self._groups) > MAX_GROUPS:
                 del self._groups[next(iter(self._groups))]
 
-    def from_browser(self, message: str, place: str, address: str) -> bool:
-        """What a browser reported, which may be anything; False if there were too many already."""
+    def takes_from(self, address: str) -> bool:
+        """Whether a report of a browser at this address would be taken now."""
         minute = self._clock() // 60_000
         if self._minute != minute:
             self._minute, self._reports = minute, Counter()
-        if self._reports[address] >= REPORTS_OF_ONE or self._reports.total() >= REPORTS_PER_MINUTE:
+        return (
+            self._reports[address] < REPORTS_OF_ONE and self._reports.total() < REPORTS_PER_MINUTE
+        )
+
+    def from_browser(self, message: str, place: str, address: str) -> bool:
+        """What a browser reported, which may be anything; False if there were too many already."""
+        if not self.takes_from(address):
             return False
         self._reports[address] += 1
         kind = re.sub(r"[0-9]+", "#", message[:MAX_TEXT])

@@ -93,7 +93,8 @@ class Monitor:
         self._read_at = self._written_at = float("-inf")
         self._skew_ms: int | None = None
         self._watched = self._mixed = False
-        self._second = int(time.time())
+        self._ahead = float("-inf")
+        self._second = int(self._time())
         self._stopped = threading.Event()
         # Weakly: the interpreter would keep every monitor until its end.
         leave = weakref.WeakMethod(self._on_exit)
@@ -268,7 +269,7 @@ class Monitor:
 
     def _tick(self, late: float) -> None:
         self.sampler.late(late)
-        second = int(time.time() + (self._skew_ms or 0) / 1000)
+        second = int(self._time())
         if second <= self._second:
             return
         self.sampler.sample(second - 1)
@@ -281,6 +282,16 @@ class Monitor:
             if not self._watched:
                 self._nudge.set()  # the first one who comes is not to wait for fresh records
             self.watch.push()
+
+    def _time(self) -> float:
+        """Unix seconds by which the history is told: those of Redis' clock, where there is one.
+
+        Else of one that is never set back, or there would be no second for as long.
+        """
+        if self._records.shared:
+            return time.time() + (self._skew_ms or 0) / 1000
+        self._ahead = max(self._ahead, time.time() - time.monotonic())
+        return time.monotonic() + self._ahead
 
     def _recent(self) -> list[Point]:
         """The deployment's last minute; of this instance alone until there is one."""
@@ -395,7 +406,7 @@ class Monitor:
         return [roll([*late, rest[0]], rest[0].at), *rest[1:]] if rest and late else rest
 
     def _scene(self, picture: dict[str, Any]) -> Scene:
-        return Scene(time.time(), picture, self._rings.points(1), self._rings.points(10))
+        return Scene(self._time(), picture, self._rings.points(1), self._rings.points(10))
 
     def _judge(self, picture: dict[str, Any]) -> None:
         """Without Redis the last keeper goes on alone: nobody else can become one."""

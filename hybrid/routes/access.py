@@ -4,8 +4,7 @@ import hmac
 import json
 import logging
 import sys
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from inspect import isawaitable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,18 @@ from werkzeug.exceptions import HTTPException
 
 from hybrid.audience import DOCTOR, MAX_NAME, Audience, Identity, is_name
 from hybrid.auth import STREAM_SECONDS
+from hybrid.hooks import refuse_topic
+from hybrid.limits import of_address
 from hybrid.routes.answers import FULL_RETRY_AFTER, Problem, app_state
-from hybrid.routes.bounds import address_of, count, patience, refuse_if_spent
+from hybrid.routes.bounds import (
+    ASKED,
+    address_of,
+    count,
+    count_request,
+    patience,
+    refuse_if_spent,
+)
+from hybrid.routes.origins import is_own_host
 from hybrid.wire import to_json
 
 if TYPE_CHECKING:
@@ -29,6 +38,12 @@ MAX_TOPICS = 100
 
 
 def identity_of(state: "AppState") -> Identity:
+    """Who asks: counted for the address first, so that nobody makes the hooks work for nothing."""
+    count_request(state.instance())
+    return _identity(state)
+
+
+def _identity(state: "AppState") -> Identity:
     identity = ask(state.hooks.identify)
     if not isinstance(identity, Identity):  # None, or a hook that forgot what it returns
         raise Problem(401, "Unauthorized", "this needs an identity; log in first")
@@ -37,7 +52,8 @@ def identity_of(state: "AppState") -> Identity:
     return identity
 
 
-# What of a request has no say in who it is: what a browser prefers, where it stands in the log.
+# What of a request has no say in who it is: what a browser prefers, where it stands in the log,
+# what its body is, which nobody keeps.
 UNTELLING = frozenset(
     "HTTP_" + name
     for name in (
@@ -45,8 +61,12 @@ UNTELLING = frozenset(
         *("IF_MODIFIED_SINCE", "IF_NONE_MATCH", "LAST_EVENT_ID", "PRAGMA", "PRIORITY", "REFERER"),
         *("SEC_CH_UA", "SEC_CH_UA_MOBILE", "SEC_CH_UA_PLATFORM", "SEC_FETCH_DEST", "SEC_GPC"),
         *("SEC_FETCH_MODE", "SEC_FETCH_SITE", "SEC_FETCH_USER", "TE", "UPGRADE_INSECURE_REQUESTS"),
+        *("EXPECT", "TRANSFER_ENCODING"),
     )
-) | {"REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"}
+) | {
+    *("REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"),
+    *("CONTENT_LENGTH", "CONTENT_TYPE"),
+}
 MAX_CREDENTIALS = 16 * 1024
 """Characters kept for a stream: a hundred streams of one address are then under 2 MB."""
 GRANTED = "hybrid.granted"
@@ -91,7 +111,7 @@ def look_again(
     told = json.loads(credentials)
     if TICKET in told:
         user, roles, until = told[TICKET]
-        return (Identity(user, roles) if time.time() < until else None), wanted
+        return (Identity(user, roles) if state.clock() < until else None), wanted
     environ = {
         "REQUEST_METHOD": "GET",
         "wsgi.version": (1, 0),
@@ -108,7 +128,7 @@ def look_again(
                 if app.make_response(refusal).status_code in UNDECIDED:
                     raise RuntimeError("a before_request handler cannot answer now")
                 return None, ()
-            identity = identity_of(state)
+            identity = _identity(state)
             if GRANTED in told:
                 return identity, wanted
             return identity, {topics for topics in wanted if _granted(state, identity, topics)}
@@ -137,13 +157,14 @@ def redeem(state: "AppState", ticket: str) -> tuple[Identity, frozenset[str], st
     if found is None:
         raise Problem(401, "Unauthorized", "the ticket is not valid (any more)")
     identity, topics, issued_ms = found
-    until = time.time() + STREAM_SECONDS
+    until = state.clock() + STREAM_SECONDS  # which nobody sets back, as they may the time of day
     credentials = json.dumps({TICKET: [identity.user, sorted(identity.roles), until]})
     return identity, topics, credentials, issued_ms
 
 
-def topics_of(state: "AppState", identity: Identity) -> frozenset[str]:
-    topics = frozenset(request.args.getlist("topic"))
+def topics_of(state: "AppState", identity: Identity, posted: Sequence[str]) -> frozenset[str]:
+    """The topics of the query and those that were `posted`, all of which are granted."""
+    topics = frozenset([*request.args.getlist("topic"), *posted])
     if len(topics) > MAX_TOPICS:
         raise Problem(400, "Bad request", f"at most {MAX_TOPICS} topics a connection")
     for topic in topics:
@@ -154,17 +175,48 @@ def topics_of(state: "AppState", identity: Identity) -> frozenset[str]:
                 f"a topic has 1 to {MAX_NAME} characters and no control characters",
             )
         if not _granted(state, identity, {topic}):
-            raise Problem(403, "Forbidden", f"the topic {topic!r} is not open to you")
+            raise _closed(state, identity, topic)
     return topics
 
 
-def permitted(hook: Callable[..., Any] | None, identity: Identity, *, default: bool) -> bool:
-    return default if hook is None else bool(ask(hook, identity))
+def _closed(state: "AppState", identity: Identity, topic: str) -> Problem:
+    """What is said of a topic that is refused; to the operator too, once in a while."""
+    detail, why = f"the topic {topic!r} is not open to you", "the authorize hook said no"
+    if state.hooks.authorize is refuse_topic:
+        why = "no @realtime.authorize hook is set, so every topic is closed"
+        if state.debug():  # whether there is a hook is nothing for strangers
+            detail += f": {why}"
+    more = state.instance().closed_topics.told()
+    if more is not None:
+        others = f" ({more} more since the last line like this one)" if more else ""
+        logger.warning("topic %.80a refused to user %.80a: %s%s", topic, identity.user, why, others)
+    return Problem(403, "Forbidden", detail)
+
+
+def permitted(state: "AppState", hook: Callable[..., Any] | None, identity: Identity) -> bool:
+    """Whether the hook admits somebody; without one, debug mode admits who asks for this machine.
+
+    A page of any other site can have its own name lead here (DNS rebinding): to a browser it is
+    then of one origin with us.
+    """
+    if hook is not None:
+        return bool(ask(hook, identity))
+    return state.debug() and is_own_host()
+
+
+def not_permitted(state: "AppState", detail: str) -> Problem:
+    """What is said to who is not permitted; where debug mode would have been enough, why not."""
+    if state.debug() and not is_own_host():
+        detail += (
+            f". Debug mode opens it by the names of this machine alone, and {request.host!r:.80} is"
+            " none that is known: add it to app.config['TRUSTED_HOSTS']"
+        )
+    return Problem(403, "Forbidden", detail)
 
 
 def may_test(state: "AppState", identity: Identity, audience: Audience) -> bool:
     only_self = identity.user is not None and audience == Audience(users=frozenset({identity.user}))
-    return only_self or permitted(state.hooks.can_test, identity, default=state.debug())
+    return only_self or permitted(state, state.hooks.can_test, identity)
 
 
 def require_key(state: "AppState") -> None:
@@ -182,11 +234,11 @@ def require_bearer(key: str) -> None:
     or wrong: it would still find out otherwise. Who sends the right one is never counted.
     """
     instance = app_state().instance()
-    address = address_of(instance)
-    refuse_if_spent(instance, "wrong_keys", address)
+    who = of_address(address_of(instance))
+    refuse_if_spent(instance, "wrong_keys", who)
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
-        count(instance, "wrong_keys", address)
+        count(instance, "wrong_keys", who)
         problem = Problem(401, "Unauthorized", "send the key: Authorization: Bearer …")
         problem.headers["WWW-Authenticate"] = "Bearer"
         raise problem
@@ -197,6 +249,7 @@ def ask(hook: Callable[..., Any], *arguments: Any) -> Any:
 
     It may be `async`. What could still be waited for is no answer: taken as one it would be true.
     """
+    request.environ[ASKED] = True
     try:
         answer = current_app.ensure_sync(hook)(*arguments)
         if isawaitable(answer):

@@ -50,6 +50,7 @@ def require_streaming() -> None:
     threads = bool(request.environ.get("wsgi.multithread"))
     why, fix = HTTP2_INSIDE if http2 else FEW_THREADS if threads else ONE_AT_A_TIME
     instance = app_state().instance()
+    instance.refused["no_streaming"] += 1
     if not instance.no_streams:
         instance.no_streams = f"a stream was refused, since {why}; clients poll. Fix: {fix}"
         logger.warning("%s", instance.no_streams)
