@@ -25,7 +25,7 @@ from hybrid.events import random_id
 from hybrid.hub import KICKED_MS
 from hybrid.instance import Instance, unix_ms
 from hybrid.monitor import connections, errors
-from hybrid.monitor.alerts import Alerts, Change, Rule, Scene
+from hybrid.monitor.alerts import BLOCKED, Alerts, Change, Rule, Scene
 from hybrid.monitor.connections import Search
 from hybrid.monitor.counting import KEPT, MINUTE, Sampler
 from hybrid.monitor.deployment import deployment, is_live, strangers
@@ -268,6 +268,12 @@ class Monitor:
 
     def _tick(self, late: float) -> None:
         self.sampler.late(late)
+        if late >= BLOCKED * 1000:
+            logger.warning(
+                "this process did not run for %.1f s (blocked event loop): a call in the"
+                " application held it, or the process was stopped, and all its clients waited",
+                late / 1000,
+            )
         second = int(time.time() + (self._skew_ms or 0) / 1000)
         if second <= self._second:
             return

@@ -1,0 +1,46 @@
+"""Faults of the process: what is said when it does not run, and how it ends."""
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from servers import PREFIX, gunicorn
+
+pytestmark = pytest.mark.server
+
+
+def test_a_process_that_did_not_run_says_so_and_blames_no_hook(tmp_path: Path) -> None:
+    """Stopped for a while, as a blocked event loop is: a line, an alert at once, no stream ends."""
+    log = tmp_path / "log"
+    with gunicorn(log, "--timeout", "60", app="process_app:app", heartbeat_seconds=1) as server:
+        streams = [server.stream(f"user=u{number}") for number in range(3)]
+        for stream in streams:
+            stream.hello()
+        (worker,) = psutil.Process(server.process.pid).children()
+        # While a look at who is connected is under way, of which each takes longer than this.
+        server.until(lambda: server.call("GET", "/looking")[1]["looking"] > 0, "nobody is asked")
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(5)  # what is tested: longer than a look may take, and than what is an alert
+        worker.send_signal(signal.SIGCONT)
+        server.until(
+            lambda: "alert blocked raised: " in log.read_text(), "nobody is told of the standstill"
+        )
+        rounds = server.call("GET", "/looking")[1]["rounds"]
+        server.until(
+            lambda: server.call("GET", "/looking")[1]["rounds"] > rounds + 1, "nobody is asked"
+        )
+        alerts = server.monitor()["alerts"]
+        assert "blocked" in [alert["rule"] for alert in alerts]
+        server.emit("tick")
+        for stream in streams:
+            stream.take(1)
+            assert {block.type for block in stream.blocks} == {"hybrid.hello", "tick"}
+        status, _ = server.call("GET", f"{PREFIX}/health/ready")
+        assert status == 200
+    text = log.read_text()
+    assert "this process did not run for " in text
+    assert "could not be asked again" not in text, "the hook was in time"
+    assert "identify or authorize is too slow" not in text
