@@ -1,5 +1,6 @@
 """Faults of the process: what is said when it does not run, and how it ends."""
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from servers import PREFIX, gunicorn
+from servers import PREFIX, ROOT, gunicorn
 
 pytestmark = pytest.mark.server
 
@@ -44,3 +45,24 @@ def test_a_process_that_did_not_run_says_so_and_blames_no_hook(tmp_path: Path) -
     assert "this process did not run for " in text
     assert "could not be asked again" not in text, "the hook was in time"
     assert "identify or authorize is too slow" not in text
+
+
+def test_a_line_of_the_log_says_when_and_which_process(tmp_path: Path) -> None:
+    """Under the shipped gunicorn.conf.py, and two workers that say the same can be told apart."""
+    log = tmp_path / "log"
+    line = re.compile(
+        r"^\[[0-9-]+ [0-9:]+ [+-][0-9]{4}\] \[([0-9]+)\] \[(ERROR|WARNING)\] hybrid: this server"
+        r" has several processes and HYBRID_URL is memory://",
+        re.MULTILINE,
+    )
+    with gunicorn(log, "-c", str(ROOT / "gunicorn.conf.py"), "-w", "2") as server:
+        workers = {str(worker.pid) for worker in psutil.Process(server.process.pid).children()}
+
+        def told() -> set[str]:
+            server.call("GET", f"{PREFIX}/polling?ticket=abc")
+            return {pid for pid, _level in line.findall(log.read_text())}
+
+        server.until(lambda: told() == workers, f"not all of {workers}")
+    assert "ticket=abc" not in log.read_text()
+    assert len(line.findall(log.read_text())) == 2, "each once"
+    assert '"GET ' not in log.read_text(), "the access log is as off as without it"
