@@ -1,14 +1,18 @@
 """Faults of the process: what is said when it does not run, and how it ends."""
 
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from servers import PREFIX, ROOT, gunicorn
+from conftest import required
+from servers import DEADLINE, PREFIX, ROOT, Server, free_port, gunicorn
 
 pytestmark = pytest.mark.server
 
@@ -66,3 +70,53 @@ def test_a_line_of_the_log_says_when_and_which_process(tmp_path: Path) -> None:
     assert "ticket=abc" not in log.read_text()
     assert len(line.findall(log.read_text())) == 2, "each once"
     assert '"GET ' not in log.read_text(), "the access log is as off as without it"
+
+
+@pytest.mark.parametrize("more", [(), ("--preload",)])
+def test_a_worker_with_threads_says_goodbye_without_a_hook(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """Its requests have threads, in which no handler of SIGTERM can be set."""
+    log = tmp_path / "log"
+    grace = ("--threads", "8", "--graceful-timeout", "120")
+    with gunicorn(log, *grace, *more, worker="gthread", max_connections=4) as server:
+        streams = [server.stream() for _ in range(3)]
+        for stream in streams:
+            stream.hello()
+        server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            stream.take(1, "hybrid.bye")
+            stream.rest()
+        assert server.process.wait(DEADLINE) == 0, "it waits for the whole graceful_timeout"
+    assert "SIGTERM is not seen here" not in log.read_text()
+
+
+def test_the_first_process_of_a_container_ends(tmp_path: Path) -> None:
+    """No signal ends process 1 that has no handler of its own: after the goodbyes it has to go."""
+    port = free_port()
+    log = tmp_path / "log"
+    mine = ("--user", "--map-root-user") if os.geteuid() else ()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                *(required("unshare", "util-linux"), *mine, "--pid", "--fork", "--kill-child"),
+                *(sys.executable, "-m", "gevent.monkey", "first_app.py", str(port)),
+            ],
+            cwd=ROOT / "tests",
+            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            stdout=output,
+            stderr=output,
+            text=True,
+        )
+    try:
+        server = Server(process, port, log)
+        server.until_up()
+        (first,) = psutil.Process(process.pid).children()
+        with server.stream() as stream:
+            stream.hello()
+            first.send_signal(signal.SIGTERM)
+            stream.take(1, "hybrid.bye")
+        assert process.wait(DEADLINE) == 128 + signal.SIGTERM, log.read_text()
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
