@@ -103,6 +103,17 @@ def test_gunicorns_settings(
     assert fix in finding.fix
 
 
+def test_too_few_descriptors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all connections of a worker, which is gunicorn's bound and ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hybrid.doctor.server.resource.getrlimit", lambda _which: (1024, 1 << 20))
+    settings = app_with(MAX_CONNECTIONS=1000).extensions["hybrid"].settings
+    arguments = "-k gevent --worker-connections 1250"
+    finding = by_subject(look_at_server(settings, arguments))["open files"]
+    assert finding.verdict == "look"
+    assert "ulimit -n 1100" in finding.fix
+
+
 def test_the_shipped_configuration_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """gunicorn.conf.py, found in the working directory as gunicorn finds it."""
     monkeypatch.chdir(ROOT)

@@ -329,6 +329,11 @@ class Alerts:
             self._standing[rule] = alert | {"snoozed_until": until}
         return alert is not None
 
+    def shift(self, seconds: float) -> None:
+        """The clock was set by so much: what has held for a time has held for that time still."""
+        self._passed = {name: at + seconds for name, at in self._passed.items()}
+        self._cleared = {name: at + seconds for name, at in self._cleared.items()}
+
     def dump(self) -> str:
         """The state as text."""
         state = [self._passed, self._cleared, self._standing, self._changes]
