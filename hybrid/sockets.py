@@ -14,6 +14,7 @@ import socket
 import sys
 from _socket import socket as Socket
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 from hybrid.connection import Connection
@@ -37,7 +38,7 @@ def _response_behind(start_response: Any) -> Any:
     """
     if is_gunicorns(start_response):
         return start_response.__self__
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         code = frame.f_code.co_name, frame.f_globals.get("__name__")
         if code == ("handle_request", "gunicorn.workers.base_async"):

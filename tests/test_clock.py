@@ -44,7 +44,7 @@ def test_the_monitor_goes_on_when_the_clock_is_set(
     def newest() -> float:
         at: list[int] = monitor.history(1)["at"]
         assert at == sorted(set(at))
-        return clock.wall - at[-1]
+        return float(clock.wall) - at[-1]
 
     go_on(6)
     assert newest() < 4
