@@ -1,6 +1,26 @@
 """gunicorn's settings for the demo; a start for your own. Read from the working directory."""
 
+import logging.config
 import os
+
+# For what gunicorn does not log itself: the package and the application, with time, process and
+# level as gunicorn's own lines have them. `logconfig_dict` would switch on the access log as well.
+# An application that sets up its logging with `dictConfig` replaces this.
+logging.config.dictConfig(
+    {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "line": {
+                "format": "[%(asctime)s] [%(process)d] [%(levelname)s] %(name)s: %(message)s",
+                "datefmt": "%Y-%m-%d %H:%M:%S %z",
+            }
+        },
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "loggers": {"hybrid": {"level": "INFO"}},
+    }
+)
 
 bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
 # One on memory://, which knows only its own process; as many as there are cores with Redis.

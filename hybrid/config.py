@@ -107,8 +107,12 @@ def _namespace(value: Any) -> str:
 
 
 def _secret(value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or len(value) < 16):
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) < 16:
         raise ValueError("must be a string of at least 16 characters")
+    if not value.isprintable():
+        raise ValueError("has a line break or another character that no header can carry")
     return value
 
 
@@ -336,6 +340,8 @@ class Settings:
     def load(cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> "Settings":
         """The settings from `app.config` and, where that is silent, the environment.
 
+        An empty variable is none, but where a setting is switched off by it; white space around a
+        value is not part of it.
         Raises `ConfigError` for a value that cannot be used; warns of a `HYBRID_` key in
         `config` that does not exist, with the nearest that does.
         """
@@ -348,6 +354,11 @@ class Settings:
         values: dict[str, Any] = {}
         for key, setting in known.items():
             raw = config.get(key, environ.get(key))
+            if isinstance(raw, str):
+                # A file that a secret is mounted from ends in a newline.
+                raw = raw.strip()
+            if raw == "" and key not in config and not setting.metadata["off"]:
+                raw = None
             if raw is None and setting.name == "url":
                 raw = url_from(environ)
             if raw is None and setting.name == "frugal":
@@ -370,14 +381,15 @@ def url_from(environ: Mapping[str, str]) -> str | None:
     protocol over TLS, with the token as the password.
     """
     for name in ("HYBRID_REDIS_URL", "REDIS_URL"):
-        if environ.get(name):
-            return environ[name]
+        if url := environ.get(name, "").strip():
+            return url
     return _upstash(environ)
 
 
 def _upstash(environ: Mapping[str, str]) -> str | None:
-    rest, token = environ.get("UPSTASH_REDIS_REST_URL"), environ.get("UPSTASH_REDIS_REST_TOKEN")
+    names = ("REST_URL", "REST_TOKEN", "PORT")
+    rest, token, port = (environ.get(f"UPSTASH_REDIS_{name}", "").strip() for name in names)
     if rest and token:
-        host, port = urlsplit(rest).hostname or rest, environ.get("UPSTASH_REDIS_PORT", "6379")
-        return f"rediss://default:{quote(token, safe='')}@{host}:{port}"
+        host = urlsplit(rest).hostname or rest
+        return f"rediss://default:{quote(token, safe='')}@{host}:{port or 6379}"
     return None

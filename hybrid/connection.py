@@ -15,7 +15,6 @@ Its bytes go one of two ways, and never both:
              the connection is live. `send` takes nothing, so every event makes it a reader again
 """
 
-import contextlib
 import socket
 import sys
 import threading
@@ -196,17 +195,13 @@ class Connection:
     def release(self) -> None:
         """Let go of the socket; may be called twice.
 
-        What was sent still arrives. A server that answers by itself keeps its own descriptor,
-        and with it the client's connection.
+        What was sent still arrives. A server that answers by itself has a descriptor of its own,
+        and closes the client's connection behind the response.
         """
         if self.summon is not None:
             self.cut()
             self.summon = None
         self.send = takes_nothing
         sock, self.socket = self.socket, None
-        if sock is not None and self.leaving == "shutdown":
-            # No next request comes in: the server need not wait for one before it goes.
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RD)
         if sock is not None:
             sock.close()

@@ -66,18 +66,46 @@ class Drain:
         self.buses: weakref.WeakSet[Bus] = weakref.WeakSet()
         self.done = threading.Event()
         self._began = False
-        self._signalled = False
+        self._signalled = self._watches = False
         self._lost = 0
         self._earlier: Handler = None
 
     def install(self) -> None:
-        """Be told of SIGTERM and of the exit. Does nothing in a thread that may not do it."""
+        """Be told of SIGTERM and of the exit.
+
+        Outside of the main thread no handler can be set. Where the one that is there belongs to a
+        worker of gunicorn's (gthread, whose requests have threads), that worker is watched instead.
+        """
         atexit.register(self._at_exit)
+        self._earlier = signal.getsignal(signal.SIGTERM)
         try:
-            self._earlier = signal.getsignal(signal.SIGTERM)
             signal.signal(signal.SIGTERM, self._on_term)
         except ValueError:
-            logger.info("not in the main thread: SIGTERM is not waited for here")
+            worker = getattr(self._earlier, "__self__", None)
+            if isinstance(getattr(worker, "alive", None), bool):
+                self.watch(worker)
+            elif callable(self._earlier):
+                logger.warning(
+                    "SIGTERM is not seen here, since this process used the extension in a thread"
+                    " first: no client is told when it stops, and the server waits for its streams"
+                    " as long as it has patience. Fix: gunicorn -k gevent, or"
+                    " `hybrid.drain.drain()` in the main thread before the server begins"
+                )
+            else:
+                logger.info("not in the main thread: SIGTERM ends this process without goodbyes")
+
+    def watch(self, worker: Any) -> None:
+        """Begin as soon as this worker of gunicorn's is not to be `alive` any more."""
+        if self._watches:
+            return
+        self._watches = True
+
+        def look() -> None:
+            while worker.alive:
+                time.sleep(PEEK)
+            self.begin()
+
+        threading.Thread(target=look, name="hybrid-drain", daemon=True).start()
 
     def begin(self) -> None:
         """Start to leave, and return at once."""
@@ -164,6 +192,10 @@ class Drain:
         elif earlier != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            if os.getpid() == 1:
+                # The first process of a container: the kernel ends it by no signal without a
+                # handler, and it would stay for ever, refusing streams.
+                os._exit(128 + number)
 
     def _at_exit(self) -> None:
         """Whoever stops without a signal has streams to end as well."""
@@ -222,10 +254,4 @@ def watch_worker(worker: Any) -> None:
         worker.cfg.max_requests,
         worker.cfg.graceful_timeout,
     )
-
-    def look() -> None:
-        while worker.alive:
-            time.sleep(PEEK)
-        process.begin()
-
-    threading.Thread(target=look, name="hybrid-drain", daemon=True).start()
+    process.watch(worker)

@@ -36,6 +36,9 @@ AT_ONCE = 8
 """Looks under way: an application's pool of database connections has five to fifteen."""
 LOT = 4
 """Looks that begin together; no more, since all others wait for them."""
+STOOD = 1.0
+"""Seconds by which a wait has to take too long until the process counts as one that stood still:
+then no hook was slow, and none is blamed."""
 MOST_STUCK = 64
 """Looks that never end, as when the database hangs. What is asked beyond that fails at once."""
 Topics = frozenset[str]
@@ -81,6 +84,7 @@ class Recheck:
         self._interval = heartbeat * INTERVAL
         self._look = look
         self._failing = self._late = False
+        self._stood = 0.0
         self._stopped = threading.Event()
         self._under_way: dict[str, _Asked] = {}
         self._changed = threading.Condition()
@@ -108,7 +112,7 @@ class Recheck:
     def _run(self) -> None:
         moment, due = 0, time.monotonic()
         began = due
-        while not self._stopped.wait(max(0.0, due - time.monotonic())):
+        while not self._wait(self._stopped.wait, max(0.0, due - time.monotonic())):
             due = max(due, time.monotonic()) + self._interval / MOMENTS
             try:
                 self._ask_all(moment, until=due)
@@ -119,8 +123,8 @@ class Recheck:
             moment = (moment + 1) % MOMENTS
             if moment == 0:
                 self.rounds += 1
-                self._say_late(time.monotonic() - began)
-                began = time.monotonic()
+                self._say_late(time.monotonic() - began - self._stood)
+                began, self._stood = time.monotonic(), 0.0
 
     def _ask_all(self, moment: int | None, *, until: float) -> None:
         """Begin to ask about those whose moment it is, spread over the time until `until`."""
@@ -135,7 +139,8 @@ class Recheck:
             if number and number % LOT == 0:
                 # A pause costs as much as a third of a look.
                 lots = (len(groups) - number) / LOT
-                if self._stopped.wait(max(0.0, until - time.monotonic()) / (lots + 1)):
+                pause = max(0.0, until - time.monotonic()) / (lots + 1)
+                if self._wait(self._stopped.wait, pause):
                     return
             self.asked += 1
             asked = self._admit(credentials, connections)
@@ -165,7 +170,20 @@ class Recheck:
         meanwhile."""
         now = time.monotonic()
         first = min((one.until for one in self._under_way.values() if not one.over), default=now)
-        self._changed.wait(max(0.001, first - now))
+        self._wait(self._changed.wait, max(0.001, first - now))
+
+    def _wait(self, wait: Callable[[float], bool], seconds: float) -> bool:
+        """Wait so long. What the process did not run meanwhile counts against no look."""
+        began = time.monotonic()
+        found = wait(seconds)
+        stood = time.monotonic() - began - seconds
+        if stood > STOOD:
+            self._stood += stood
+            with self._changed:
+                for one in self._under_way.values():
+                    if not one.over:
+                        one.until += stood
+        return found
 
     def _give_up_late(self) -> None:
         """End the streams of those whose look is not over in time."""

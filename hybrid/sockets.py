@@ -11,8 +11,10 @@ each would cost objects, and it tells a client's FIN (EPOLLRDHUP) from bytes tha
 import os
 import select
 import socket
+import sys
 from _socket import socket as Socket
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 from hybrid.connection import Connection
@@ -20,6 +22,29 @@ from hybrid.connection import Connection
 HTTP1 = ("HTTP/1.1", "HTTP/1.0")
 EPOLL = hasattr(select, "EPOLLRDHUP")
 """Linux. `select.epoll` itself is no sign: gevent hides it, since it would block the loop."""
+
+
+def is_gunicorns(start_response: object) -> bool:
+    """Whether this is gunicorn's own: who stands in between may have changed what it was called
+    with."""
+    return type(getattr(start_response, "__self__", None)).__module__ == "gunicorn.http.wsgi"
+
+
+def _response_behind(start_response: Any) -> Any:
+    """gunicorn's response; None where there is none.
+
+    The application is given no more of it than `start_response`. Where a middleware has put its
+    own before that, the response is a variable of the worker's, further up in the stack.
+    """
+    if is_gunicorns(start_response):
+        return start_response.__self__
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        code = frame.f_code.co_name, frame.f_globals.get("__name__")
+        if code == ("handle_request", "gunicorn.workers.base_async"):
+            return frame.f_locals.get("resp")
+        frame = frame.f_back
+    return None
 
 
 class Sockets:
@@ -60,16 +85,27 @@ class Sockets:
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @staticmethod
-    def head(start_response: object) -> bytes | None:
-        """What gunicorn would send before the body, once `start_response` has been called.
+    def end_with(connection: Connection, start_response: object) -> Any:
+        """Let the head say `Connection: close`, since nobody reads a next request once the hub has
+        the socket: a proxy would keep the connection, and the request that it puts there is lost.
 
-        None where that is not gunicorn's own: who stands in between may have changed what it was
-        called with.
+        Returns gunicorn's response, from which the head comes. None where it cannot be found or
+        the head has left: such a connection stays with the server, which may keep it alive.
         """
-        server: Any = getattr(start_response, "__self__", None)
-        if type(server).__module__ != "gunicorn.http.wsgi" or server.headers_sent:
+        if connection.socket is None:
             return None
-        lines = [*server.default_headers(), *map("{0[0]}: {0[1]}\r\n".format, server.headers)]
+        response = _response_behind(start_response)
+        if response is None or response.headers_sent:
+            connection.pushable = False
+            return None
+        response.force_close()
+        connection.chunked = response.chunked
+        return response
+
+    @staticmethod
+    def head(response: Any) -> bytes:
+        """What gunicorn would send before the body."""
+        lines = [*response.default_headers(), *map("{0[0]}: {0[1]}\r\n".format, response.headers)]
         return f"{''.join(lines)}\r\n".encode("latin-1")
 
     def watch(self, connection: Connection) -> None:

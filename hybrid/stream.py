@@ -19,6 +19,7 @@ from typing import Any
 from hybrid.connection import Connection
 from hybrid.hub import Hub
 from hybrid.log import Start
+from hybrid.sockets import is_gunicorns
 from hybrid.wire import chunk, control_frame, gap_frame, retry_frame
 
 RETRY_MS = 3000
@@ -36,7 +37,7 @@ class Stream(Iterator[bytes]):
         self._hub = hub
         self._opening: bytes | None = opening
         self._outermost = False
-        self._start_response: object = None
+        self._response: Any = None
         self._finalizer = weakref.finalize(self, hub.abandon, connection)
         self._finalizer.atexit = False
 
@@ -59,7 +60,9 @@ class Stream(Iterator[bytes]):
 
     def begin(self, start_response: object) -> None:
         """The response's head has been given to this, and waits for the first bytes of the body."""
-        self._start_response = start_response
+        response = self._hub.sockets.end_with(self.connection, start_response)
+        # Of another's `start_response` only gunicorn knows the head that came of it.
+        self._response = response if is_gunicorns(start_response) else None
 
     def __next__(self) -> bytes:
         hub, connection = self._hub, self.connection
@@ -83,14 +86,13 @@ class Stream(Iterator[bytes]):
 
         Head and opening in one write of ours, where gunicorn makes two, are 40 µs of a connect.
         """
-        first, self._start_response = self._start_response, None
+        response, self._response = self._response, None
         if self._opening is None:
             return self._hub.take_over(self.connection)
-        head = self._hub.sockets.head(first)
-        if head is None:
+        if response is None or response.headers_sent:
             return False
         opening = chunk(self._opening) if self.connection.chunked else self._opening
-        return self._hub.take_over(self.connection, head + opening)
+        return self._hub.take_over(self.connection, self._hub.sockets.head(response) + opening)
 
     def _await_frames(self) -> bytes:
         hub, connection = self._hub, self.connection

@@ -1,8 +1,9 @@
-"""A real nginx on a loopback port, with the configuration that is shipped or a broken one."""
+"""Real proxies on a loopback port: nginx as it is shipped or as it should not be, haproxy."""
 
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -83,15 +84,30 @@ def nginx(folder: Path, text: str, port: int) -> Iterator[None]:
     command = [binary, "-p", str(folder), "-c", str(conf), "-e", str(folder / "error.log")]
     checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with _running(command, folder / "error.log", port):
+        yield
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, text: str, port: int) -> Iterator[None]:
+    """haproxy with this configuration; up when it listens, gone afterwards."""
+    binary = require("haproxy", "haproxy")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "haproxy.cfg").write_text(text)
+    with _running([binary, "-db", "-f", str(folder / "haproxy.cfg")], folder / "log", port):
+        yield
+
+
+@contextlib.contextmanager
+def _running(command: list[str], log: Path, port: int) -> Iterator[None]:
+    with log.open("a") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         end = time.monotonic() + DEADLINE
         while True:
-            assert process.poll() is None, (folder / "error.log").read_text()
-            assert time.monotonic() < end
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
             with contextlib.suppress(OSError):
-                import socket
-
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 break
             time.sleep(0.02)  # nothing listens yet: there is nobody to wait for

@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from hybrid import ConfigError, Hybrid, HybridError
-from hybrid.config import Settings
+from hybrid.config import Settings, url_from
 
 INF = float("inf")
 NAN = float("nan")
@@ -46,7 +46,11 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
     ("OUTBOX_BYTES", [(0, 0), ("1048576", 1 << 20)], [-1, 8 * 1024**3 + 1, "some", 0.5]),
     ("PROBE_SECONDS", [(0.1, 0.1), ("7", 7.0)], [0, 601, "often", NAN]),
     ("FRUGAL", [(True, True), ("no", False)], ["", "some", 1]),
-    ("PUBLISH_KEY", [("0123456789abcdef", "0123456789abcdef")], ["", "short", 5, b"x" * 16]),
+    (
+        "PUBLISH_KEY",
+        [("0123456789abcdef", "0123456789abcdef")],
+        ["", "short", 5, b"x" * 16, "01234567\n89abcdef"],
+    ),
     ("URL_PREFIX", [("/live", "/live"), ("/a/b", "/a/b")], ["", "live", "/live/", "/", 5]),
     (
         "HISTORY_EVENTS",
@@ -143,11 +147,47 @@ def test_a_bad_value_names_its_key(key: str, raw: Any) -> None:
         Settings.load({f"HYBRID_{key}": raw}, {})
 
 
-@pytest.mark.parametrize(("key", "raw"), [(key, raw) for key, raw in BAD if isinstance(raw, str)])
+@pytest.mark.parametrize(
+    ("key", "raw"), [(key, raw) for key, raw in BAD if isinstance(raw, str) and raw]
+)
 def test_a_bad_value_of_the_environment_names_its_key(key: str, raw: str) -> None:
     """The same for environment variables."""
     with pytest.raises(ConfigError, match=f"HYBRID_{key} "):
         Settings.load({}, {f"HYBRID_{key}": raw})
+
+
+EMPTY = [key for key, good, _ in TABLE if "" not in [raw for raw, _ in good]]
+
+
+@pytest.mark.parametrize("key", EMPTY)
+@pytest.mark.parametrize("raw", ["", "\n"])
+def test_an_empty_variable_is_none(key: str, raw: str) -> None:
+    """A compose file with `HYBRID_PUBLISH_KEY=` sets it to nothing."""
+    assert Settings.load({}, {f"HYBRID_{key}": raw}) == Settings()
+
+
+def test_white_space_around_a_value_is_not_part_of_it() -> None:
+    """A secret that is mounted from a file ends in a newline, and nobody's header could have it."""
+    environ = {
+        "HYBRID_PUBLISH_KEY": "0123456789abcdef\n",
+        "HYBRID_METRICS_KEY": " 0123456789abcdef\r\n",
+        "HYBRID_ALERT_WEBHOOK": "https://h/x\n",
+        "HYBRID_URL": "redis://:secret@h/0\n",
+        "HYBRID_TRUSTED_PROXIES": "1\n",
+    }
+    settings = Settings.load({}, environ)
+    assert settings.publish_key == settings.metrics_key == "0123456789abcdef"
+    assert settings.alert_webhook == "https://h/x"
+    assert settings.url == "redis://:secret@h/0"
+    assert settings.trusted_proxies == 1
+    assert Settings.load(environ, {}) == settings
+    assert url_from({"REDIS_URL": "redis://h/1\n"}) == "redis://h/1"
+    upstash = {
+        "UPSTASH_REDIS_REST_URL": "https://u.example\n",
+        "UPSTASH_REDIS_REST_TOKEN": "token\n",
+        "UPSTASH_REDIS_PORT": "",
+    }
+    assert url_from(upstash) == "rediss://default:token@u.example:6379"
 
 
 def test_a_config_error_is_of_the_family() -> None:

@@ -103,6 +103,17 @@ def test_gunicorns_settings(
     assert fix in finding.fix
 
 
+def test_too_few_descriptors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all connections of a worker, which is gunicorn's bound and ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hybrid.doctor.server.resource.getrlimit", lambda _which: (1024, 1 << 20))
+    settings = app_with(MAX_CONNECTIONS=1000).extensions["hybrid"].settings
+    arguments = "-k gevent --worker-connections 1250"
+    finding = by_subject(look_at_server(settings, arguments))["open files"]
+    assert finding.verdict == "look"
+    assert "ulimit -n 1100" in finding.fix
+
+
 def test_the_shipped_configuration_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """gunicorn.conf.py, found in the working directory as gunicorn finds it."""
     monkeypatch.chdir(ROOT)
@@ -281,7 +292,7 @@ def visit(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with gunicorn(log, heartbeat_seconds=1, publish_key=KEY) as server:
+    with gunicorn(log, heartbeat_seconds=1, publish_key=KEY, trusted_proxies=1) as server:
         yield server
 
 
@@ -301,6 +312,17 @@ def test_a_good_site_is_in_order(server: Server, tmp_path: Path, monkeypatch: An
     assert "HTTP/2" in findings["HTTP version"].says
     assert {"first byte", "test events", "idle timeout", "compression", "one log"} <= set(findings)
     assert wrong["public URL"].verdict == "fail", "the certificate is nobody's"
+
+
+@pytest.mark.server
+def test_clients_that_share_one_address_are_found(tmp_path: Path) -> None:
+    """Also of a worker that nobody has asked for anything before."""
+    with gunicorn(tmp_path / "log", heartbeat_seconds=1, publish_key=KEY) as fresh:
+        forwarded = "proxy_set_header X-Forwarded-For $remote_addr;"
+        with plain_nginx(tmp_path, fresh.port, forwarded) as port:
+            findings = visit(port, idle=False)
+    assert findings["alert"].verdict == "look"
+    assert "HYBRID_TRUSTED_PROXIES" in findings["alert"].says
 
 
 @pytest.mark.server

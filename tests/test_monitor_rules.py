@@ -246,6 +246,20 @@ def test_an_alert_takes_its_time_is_raised_once_and_resolved_once() -> None:
     assert [change["kind"] for change in alerts.changes()] == ["resolved", "raised"]
 
 
+def test_the_end_of_an_alert_reads_as_an_end() -> None:
+    """Not as an outage of nobody: "0 of 1 instances cannot reach Redis ()"."""
+    alerts = Alerts([rule for rule in RULES if rule.name == "redis_away"])
+    away = deployed(state="degraded", trouble="refused")
+    changes = [
+        change
+        for now in range(40)
+        for change in alerts.step(Scene(now, away if now < 20 else deployed(), BASE, USUAL))
+    ]
+    raised, resolved = changes
+    assert raised.why.startswith("1 of 1 instances cannot reach Redis (web-1:17: refused)")
+    assert resolved.why == f"it is over, after 20 s. It was: {raised.why}"
+
+
 def test_a_snoozed_alert_that_comes_again_is_told_nowhere_until_it_is_over() -> None:
     """It is seen, in silence, also by the next keeper; if it still stands when the time is over,
     it is told then. The end of what was told is told, of what was not is not."""
@@ -338,6 +352,7 @@ def deployed(**changes: Any) -> dict[str, Any]:
         "state": "ok",
         "connections": 5,
         "max_connections": 100,
+        "loop_lag_ms": 3.0,
         "redis_ms": 0.4,
         "trouble": "",
         "alone": True,
@@ -356,6 +371,8 @@ USUAL = history(60, 10, stored=100, resumed=1)
 
 CASES: list[tuple[str, Scene, str]] = [
     ("loop_lag", Scene(10_000, deployed(), history(300, 1, lag=450), USUAL), "450 ms"),
+    ("blocked", Scene(10_000, deployed(loop_lag_ms=10_200), BASE, USUAL),
+        "web-1:17 did not run for 10.2 s"),
     ("redis_away", Scene(10_000, deployed(state="degraded", trouble="refused"), BASE, USUAL),
         "1 of 1 instances cannot reach Redis (web-1:17: refused)"),
     ("redis_slow", Scene(10_000, deployed(redis_ms=80), BASE, USUAL), "80 ms"),

@@ -532,6 +532,8 @@ def test_streams_stop_before_the_descriptors_do(tmp_path: Path) -> None:
             stream.hello()
         with server.stream() as refused:
             assert refused.read_head() == 503
+        status, problem = server.call("GET", f"{PREFIX}/health/ready")
+        assert (status, problem["title"]) == (503, "Full")
         assert server.monitor()["connections"]["max"] == 5
         assert any("ulimit -n" in alert for alert in server.monitor()["instance"]["alerts"])
     text = (tmp_path / "log").read_text()

@@ -54,18 +54,44 @@ def look_through(
     yield _monitor(site)
     yield from _logs(site)
     yield from _stream(site, settings, idle)
+    yield from _alerts(site)
+
+
+def _alerts(site: Site) -> Iterator[Finding]:
+    """What the workers say of themselves, of each thing once.
+
+    Last: a fresh worker knows only now what its polls and streams have shown.
+    """
+    alerts: set[str] = set()
+    try:
+        for _, text in _at_once(site, "/health/ready"):
+            with contextlib.suppress(ValueError, AttributeError):
+                alerts.update(map(str, json.loads(text).get("alerts", ())))
+    except (OSError, HTTPException) as error:
+        yield Finding("skip", "alert", f"{site.prefix}/health/ready does not answer: {error}")
+    for alert in sorted(alerts):
+        yield Finding("look", "alert", alert, "see docs/deployment.md")
+
+
+def _at_once(site: Site, path: str) -> Iterator[tuple[HTTPResponse, str]]:
+    """Many answers to the same question.
+
+    All at once: one after the other, the same idle worker would take them all.
+    """
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(contextlib.closing(site.connection())) for _ in range(POLLS)
+        ]
+        for connection in connections:
+            connection.request("GET", f"{site.prefix}{path}", headers=site.headers)
+        for connection in connections:
+            answer = connection.getresponse()
+            yield answer, answer.read().decode(errors="replace")
 
 
 def _health(site: Site, status: int, told: Mapping[str, str], text: str) -> Iterator[Finding]:
     if status == 200:
         yield Finding("ok", "health", "ready")
-        try:
-            alerts = json.loads(text).get("alerts", [])
-        except (ValueError, AttributeError):
-            alerts = []
-        for alert in alerts:
-            said = alert if isinstance(alert, str) else json.dumps(alert)
-            yield Finding("look", "alert", said, "see docs/deployment.md")
     elif status == 503 and "problem+json" in told.get("content-type", ""):
         yield Finding("fail", "health", text, "the server takes no new clients")
     else:
@@ -135,31 +161,22 @@ def _monitor(site: Site) -> Finding:
 def _logs(site: Site) -> Iterator[Finding]:
     """Whether all who answer there have one log, as their cursors tell."""
     epochs = set()
-    with contextlib.ExitStack() as stack:
-        # All at once: one after the other, the same idle worker would take them all.
-        connections = [
-            stack.enter_context(contextlib.closing(site.connection())) for _ in range(POLLS)
-        ]
-        for connection in connections:
-            connection.request("GET", f"{site.prefix}/polling", headers=site.headers)
-        for connection in connections:
-            answer = connection.getresponse()
-            status, text = answer.status, answer.read().decode(errors="replace")
-            if status != 200:
-                yield Finding(
-                    "skip",
-                    "one log",
-                    f"a poll is answered {status}",
-                    "give a login: --header 'Cookie: …'",
-                )
-                return
-            if answer.headers.get("Set-Cookie"):
-                yield Finding("look", "cookies", "something on the way adds cookies to polls")
-            try:
-                cursor = Cursor.parse(json.loads(text)["cursor"])
-            except (ValueError, KeyError, TypeError):
-                cursor = None
-            epochs.add(cursor.epoch if cursor else text[:60])
+    for answer, text in _at_once(site, "/polling"):
+        if answer.status != 200:
+            yield Finding(
+                "skip",
+                "one log",
+                f"a poll is answered {answer.status}",
+                "give a login: --header 'Cookie: …'",
+            )
+            return
+        if answer.headers.get("Set-Cookie"):
+            yield Finding("look", "cookies", "something on the way adds cookies to polls")
+        try:
+            cursor = Cursor.parse(json.loads(text)["cursor"])
+        except (ValueError, KeyError, TypeError):
+            cursor = None
+        epochs.add(cursor.epoch if cursor else text[:60])
     if len(epochs) > 1:
         yield Finding(
             "fail",

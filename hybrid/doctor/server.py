@@ -88,6 +88,14 @@ def _worker_class(facts: dict[str, Any]) -> Finding:
             f"gthread: each stream takes one of {streams} threads of a worker for as long as it is",
             "gunicorn -k gevent",
         )
+    if "uvicorn" in name.lower() or name.lower() in ("asgi", "hypercorn"):
+        return Finding(
+            "fail",
+            "worker class",
+            f"{name}: a Flask application needs an adapter there, which has one thread or few:"
+            " streams are refused and clients poll, and no goodbye is said",
+            "gunicorn -k gevent, beside the ASGI server",
+        )
     return Finding(
         "fail",
         "worker class",

@@ -16,6 +16,8 @@ from hybrid.monitor.history import Point
 
 Severity = Literal["critical", "warning"]
 KEPT_CHANGES = 50
+BLOCKED = 3.0
+"""Seconds in which a process did not run at all: of that somebody is told at once."""
 MIN_WINDOWS = 30
 """Ten-second windows before anything counts as unusual: five minutes."""
 
@@ -74,6 +76,18 @@ def _lag(scene: Scene) -> Reading:
     return max(recent), (
         f"the event loop was busy for {max(recent):.0f} ms at a time: something in the application"
         " blocks it, and all clients of that process wait"
+    )
+
+
+def _blocked(scene: Scene) -> Reading:
+    rows = scene.live()
+    if not rows:
+        return None
+    worst = max(rows, key=lambda row: float(row["loop_lag_ms"]))
+    return worst["loop_lag_ms"], (
+        f"{_names([worst])} did not run for {worst['loop_lag_ms'] / 1000:.1f} s within the last"
+        " minute: a call in the application blocked its event loop, or the process was stopped, and"
+        " all its clients waited"
     )
 
 
@@ -224,6 +238,7 @@ def _rate(scene: Scene) -> Reading:
 
 RULES: tuple[Rule, ...] = (
     Rule("loop_lag", "warning", _lag, 200, 100, hold=30),
+    Rule("blocked", "critical", _blocked, 1000 * BLOCKED, 1000 * BLOCKED, rest=0),
     Rule("redis_away", "critical", _redis_away, 0, 0, hold=5, rest=5),
     Rule("redis_slow", "warning", _redis_slow, 50, 25, hold=30),
     Rule("instance_gone", "critical", _gone, 0, 0, rest=0),
@@ -314,6 +329,11 @@ class Alerts:
             self._standing[rule] = alert | {"snoozed_until": until}
         return alert is not None
 
+    def shift(self, seconds: float) -> None:
+        """The clock was set by so much: what has held for a time has held for that time still."""
+        self._passed = {name: at + seconds for name, at in self._passed.items()}
+        self._cleared = {name: at + seconds for name, at in self._cleared.items()}
+
     def dump(self) -> str:
         """The state as text."""
         state = [self._passed, self._cleared, self._standing, self._changes]
@@ -369,6 +389,8 @@ class Alerts:
         past: dict[str, Any] = {}
         if kind == "resolved":
             past = self._standing.pop(rule.name)
+            # What the rule says now is made for when something is wrong.
+            why = f"it is over, after {(at - past['since']) / 1000:.0f} s. It was: {past['why']}"
         else:
             ended = (each for each in reversed(self._changes) if each["rule"] == rule.name)
             past = next(ended, past)

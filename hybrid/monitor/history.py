@@ -150,6 +150,11 @@ class Rings:
         seconds = self._rings[1]
         return seconds[-1].at if seconds else 0
 
+    def clear(self) -> None:
+        """Forget all: the clock by which it was made is another one now."""
+        for ring in self._rings.values():
+            ring.clear()
+
     def append(self, point: Point) -> list[tuple[int, Point]]:
         """Take the next second; what became of it, as (step, point).
 

@@ -25,7 +25,7 @@ from hybrid.events import random_id
 from hybrid.hub import KICKED_MS
 from hybrid.instance import Instance, unix_ms
 from hybrid.monitor import connections, errors
-from hybrid.monitor.alerts import Alerts, Change, Rule, Scene
+from hybrid.monitor.alerts import BLOCKED, Alerts, Change, Rule, Scene
 from hybrid.monitor.connections import Search
 from hybrid.monitor.counting import KEPT, MINUTE, Sampler
 from hybrid.monitor.deployment import deployment, is_live, strangers
@@ -41,6 +41,8 @@ logger = logging.getLogger("hybrid")
 
 RING = 0.25
 """Seconds between two rings of the timer: a stall of the loop shows if it is longer than this."""
+JUMP = 2.0
+"""Seconds by which the wall clock moves against the monotonic one when somebody sets it."""
 CARRIED = 30
 """Seconds of points in a record: until another process has become keeper, and a little more."""
 WATCHED = 1.0
@@ -93,8 +95,8 @@ class Monitor:
         self._read_at = self._written_at = float("-inf")
         self._skew_ms: int | None = None
         self._watched = self._mixed = False
-        self._ahead = float("-inf")
-        self._second = int(self._time())
+        self._wall, self._monotonic = time.time(), time.monotonic()
+        self._second = int(self._wall)
         self._stopped = threading.Event()
         # Weakly: the interpreter would keep every monitor until its end.
         leave = weakref.WeakMethod(self._on_exit)
@@ -269,7 +271,14 @@ class Monitor:
 
     def _tick(self, late: float) -> None:
         self.sampler.late(late)
-        second = int(self._time())
+        if late >= BLOCKED * 1000:
+            logger.warning(
+                "this process did not run for %.1f s (blocked event loop): a call in the"
+                " application held it, or the process was stopped, and all its clients waited",
+                late / 1000,
+            )
+        self._look_at_clock()
+        second = int(self._now())
         if second <= self._second:
             return
         self.sampler.sample(second - 1)
@@ -283,15 +292,32 @@ class Monitor:
                 self._nudge.set()  # the first one who comes is not to wait for fresh records
             self.watch.push()
 
-    def _time(self) -> float:
-        """Unix seconds by which the history is told: those of Redis' clock, where there is one.
+    def _now(self) -> float:
+        """Unix seconds, by Redis' clock where there is one: all instances have that."""
+        return time.time() + (self._skew_ms or 0) / 1000
 
-        Else of one that is never set back, or there would be no second for as long.
-        """
-        if self._records.shared:
-            return time.time() + (self._skew_ms or 0) / 1000
-        self._ahead = max(self._ahead, time.time() - time.monotonic())
-        return time.monotonic() + self._ahead
+    def _look_at_clock(self) -> None:
+        wall, monotonic = time.time(), time.monotonic()
+        moved = (wall - self._wall) - (monotonic - self._monotonic)
+        self._wall, self._monotonic = wall, monotonic
+        if abs(moved) < JUMP:
+            return
+        logger.warning(
+            "the clock of this machine was set %s by %.1f s (or the machine slept): times of events"
+            " and latencies from before and after it do not fit together",
+            "back" if moved < 0 else "forward",
+            abs(moved),
+        )
+        if self._skew_ms is not None:
+            self._skew_ms -= round(moved * 1000)
+            return
+        self._alerts.shift(moved)
+        if moved < 0:
+            # Its seconds are still to come: nothing would be kept until then.
+            self.sampler.points.clear()
+            self._rings.clear()
+            self._taken = {}
+            self._second = int(wall) - 1
 
     def _recent(self) -> list[Point]:
         """The deployment's last minute; of this instance alone until there is one."""
@@ -406,7 +432,7 @@ class Monitor:
         return [roll([*late, rest[0]], rest[0].at), *rest[1:]] if rest and late else rest
 
     def _scene(self, picture: dict[str, Any]) -> Scene:
-        return Scene(self._time(), picture, self._rings.points(1), self._rings.points(10))
+        return Scene(self._now(), picture, self._rings.points(1), self._rings.points(10))
 
     def _judge(self, picture: dict[str, Any]) -> None:
         """Without Redis the last keeper goes on alone: nobody else can become one."""

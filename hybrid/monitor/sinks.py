@@ -50,8 +50,9 @@ class Sinks:
 
 def post(url: str, change: Change) -> None:
     """POST the change as JSON; `text` is what Slack and its likes show."""
+    severity = f"{change.severity}: " if change.kind == "raised" else ""
     body = {
-        "text": f"{change.severity}: {change.rule} {change.kind}: {change.why}",
+        "text": f"{severity}{change.rule} {change.kind}: {change.why}",
         "rule": change.rule,
         "kind": change.kind,
         "severity": change.severity,

@@ -118,8 +118,8 @@ class Held(Bare):
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         answer = super().__call__(environ, start_response)
-        if isinstance(answer, Stream):
-            answer.begin(start_response)
+        if isinstance(self.response, Stream):
+            self.response.begin(start_response)
         return answer
 
     def get_app_iter(self, environ: "WSGIEnvironment") -> Iterable[bytes]:

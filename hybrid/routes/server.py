@@ -20,11 +20,24 @@ FEW_THREADS = (
     "each stream would keep one of this server's few threads",
     "gunicorn -k gevent, or HYBRID_MAX_CONNECTIONS well below the threads of a worker",
 )
+ADAPTED = (
+    "an ASGI adapter (asgiref) runs all requests of this application in one thread, and a stream"
+    " would block everybody else",
+    "gunicorn -k gevent, beside the ASGI server",
+)
 DEFAULT_MAX_CONNECTIONS = Settings().max_connections
 HTTP2_INSIDE = (
     "HTTP/2 is spoken by gunicorn itself, which serves the streams of a connection one by one",
     "HTTP/2 at the proxy, HTTP/1.1 between it and gunicorn -k gevent",
 )
+
+
+def is_adapted() -> bool:
+    """Whether asgiref's adapter calls: it says many threads, and has one.
+
+    No server has a name there.
+    """
+    return "asgiref.wsgi" in sys.modules and "SERVER_SOFTWARE" not in request.environ
 
 
 def can_hold() -> bool:
@@ -35,7 +48,7 @@ def can_hold() -> bool:
     monkey = sys.modules.get("gevent.monkey")
     if (monkey is not None and monkey.is_module_patched("socket")) or current_app.testing:
         return True
-    if not environ.get("wsgi.multithread"):
+    if not environ.get("wsgi.multithread") or is_adapted():
         return False
     # Werkzeug makes a thread for each request. Others have a few, and nobody says how many: once
     # streams hold all of them, not even a health check is answered.
@@ -48,7 +61,9 @@ def require_streaming() -> None:
         return
     http2 = request.environ.get("HTTP_VERSION") == "2"
     threads = bool(request.environ.get("wsgi.multithread"))
-    why, fix = HTTP2_INSIDE if http2 else FEW_THREADS if threads else ONE_AT_A_TIME
+    why, fix = FEW_THREADS if threads else ONE_AT_A_TIME
+    if http2 or is_adapted():
+        why, fix = HTTP2_INSIDE if http2 else ADAPTED
     instance = app_state().instance()
     instance.refused["no_streaming"] += 1
     if not instance.no_streams:
