@@ -7,11 +7,10 @@ process is made on first use in that process.
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, TypeVar
 
 from flask import Blueprint, Flask, Response, current_app, has_app_context, make_response
-from flask.json.provider import DefaultJSONProvider
 
 from hybrid.application import AppState
 from hybrid.audience import Audience, Identity
@@ -27,7 +26,6 @@ from hybrid.neighbours import follow_logouts, keep_off
 from hybrid.routes import make_blueprint
 from hybrid.routes.access import look_again
 from hybrid.routes.client import TEMPLATE_GLOBALS
-from hybrid.wire import to_json
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 
@@ -99,8 +97,7 @@ class Hybrid:
             rules(settings.alerts or {})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"HYBRID_ALERTS: {error}") from None
-        encode = partial(to_json, default=_json_default(app))
-        state = AppState(self, self._hooks, settings, encode, look_again, weakref.ref(app))
+        state = AppState(self, self._hooks, settings, look_again, weakref.ref(app))
         app.extensions["hybrid"] = state
         state.end_with(app)
         self._apps.add(app)
@@ -127,9 +124,10 @@ class Hybrid:
     ) -> str:
         """Send an event to all who match ANY of users, roles, topics; to everyone if none given.
 
-        `data` is anything that the app's JSON provider encodes; `text` in its place goes out
-        as it is, for HTML fragments. An audience given but empty reaches nobody. Returns the
-        event's id at once. Callable from any thread, with or without an app context.
+        `data` is anything that the app's JSON provider (`app.json`) encodes at this moment, as
+        `jsonify` does; `text` in its place goes out as it is, for HTML fragments. An audience given
+        but empty reaches nobody. Returns the event's id at once. Callable from any thread, with or
+        without an app context.
 
         Raises `InvalidEvent` (`EventTooLarge`) for arguments that cannot be sent, `OutboxFull`
         when Redis is away and too much waits for it already, `NotReady` without an app.
@@ -254,9 +252,3 @@ class Hybrid:
             if not apps
             else "this Hybrid serves several apps: use it inside `with app.app_context():`"
         )
-
-
-def _json_default(app: Flask) -> Callable[[Any], Any] | None:
-    """How the app's JSON provider turns dates, decimals and the like into JSON values."""
-    provider = app.json
-    return provider.default if isinstance(provider, DefaultJSONProvider) else None
