@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from flask import request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from hybrid.audience import Identity
+from hybrid.audience import Identity, as_name
 from hybrid.limits import digest
 from hybrid.reach import Away, Patience, Reach
 
@@ -73,10 +73,10 @@ def bearer_identity(
             )
         except jwt.InvalidTokenError:
             return None
-        user, roles = claims[user_claim], claims.get(roles_claim, [])
+        user, roles = as_name(claims[user_claim]), claims.get(roles_claim, [])
         if not isinstance(user, str) or not user or not isinstance(roles, list):
             return None
-        return Identity(user, [role for role in roles if isinstance(role, str)])
+        return Identity(user, [role for role in map(as_name, roles) if isinstance(role, str)])
 
     return identify
 

@@ -4,10 +4,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hybrid.audience import Audience
+from hybrid.audience import Audience, Names
 from hybrid.bus.courier import Courier, Errand
 from hybrid.bus.outbox import load
 from hybrid.bus.store import FAILURE, Store, Stored
@@ -65,9 +65,9 @@ class Publisher:
         type: str,
         data: Any = None,
         *,
-        users: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        topics: Collection[str] | None = None,
+        users: Names | None = None,
+        roles: Names | None = None,
+        topics: Names | None = None,
         text: str | None = None,
         id: str | None = None,
     ) -> str:
