@@ -5,6 +5,7 @@ The object itself keeps hooks and nothing of any app: what belongs to an app liv
 process is made on first use in that process.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import wraps
@@ -251,6 +252,10 @@ class Hybrid:
         if has_app_context() and "hybrid" in current_app.extensions:
             state: AppState = current_app.extensions["hybrid"]
             return state
+        if len(self._apps) > 1:
+            # An app is one of those cycles that live on until they are looked for: a test that
+            # has dropped its app means the new one.
+            gc.collect()
         apps = list(self._apps)
         if len(apps) == 1:
             state = apps[0].extensions["hybrid"]
@@ -258,5 +263,8 @@ class Hybrid:
         raise NotReady(
             "call init_app(app) first"
             if not apps
-            else "this Hybrid serves several apps: use it inside `with app.app_context():`"
+            else f"this Hybrid serves {len(apps)} apps that are in use"
+            f" ({', '.join(sorted(app.name for app in apps))}), and it cannot guess which is meant:"
+            " call it inside `with app.app_context():`; in tests, drop each app at the end of its"
+            " fixture, or make the Hybrid in the factory"
         )
