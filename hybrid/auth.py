@@ -50,7 +50,7 @@ def bearer_identity(
     `key` is the shared secret or the public key. A token without `exp`, one that is out of date
     or for somebody else, or one that is signed by other algorithms than these, is nobody:
     401. `otherwise` is asked where no such header is sent. A stream ends within a heartbeat after
-    its token has expired. Needs PyJWT: `pip install 'flask-hybrid[jwt]'`.
+    its token has expired. Needs PyJWT, the extra `jwt`.
     """
     import jwt
 
