@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from flask import request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from hybrid.audience import Identity
+from hybrid.audience import Identity, as_name
 from hybrid.limits import digest
 from hybrid.reach import Away, Patience, Reach
 from hybrid.shutout import SKEW_MS
@@ -54,7 +54,7 @@ def bearer_identity(
     or for somebody else, or one that is signed by other algorithms than these, is nobody:
     401. `otherwise` is asked where no such header is sent. A stream ends within a heartbeat after
     its token has expired. `iat` and `nbf` may lie 5 seconds ahead, since clocks differ; `exp` is
-    taken by the letter. Needs PyJWT: `pip install 'flask-hybrid[jwt]'`.
+    taken by the letter. Needs PyJWT, the extra `jwt`.
     """
     import jwt
 
@@ -80,10 +80,10 @@ def bearer_identity(
             return None
         if int(claims["exp"]) <= time.time():
             return None  # the leeway is for who is ahead, and not to lengthen a life
-        user, roles = claims[user_claim], claims.get(roles_claim, [])
+        user, roles = as_name(claims[user_claim]), claims.get(roles_claim, [])
         if not isinstance(user, str) or not user or not isinstance(roles, list):
             return None
-        return Identity(user, [role for role in roles if isinstance(role, str)])
+        return Identity(user, [role for role in map(as_name, roles) if isinstance(role, str)])
 
     return identify
 

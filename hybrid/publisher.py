@@ -4,17 +4,17 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hybrid.audience import Audience
+from hybrid.audience import Audience, Names
 from hybrid.bus.courier import Courier, Errand
 from hybrid.bus.outbox import load
 from hybrid.bus.store import FAILURE, Store, Stored
 from hybrid.config import Settings
 from hybrid.errors import ConfigError, NotStored
 from hybrid.events import Event, check_count, check_id, make_event, random_id, wish
-from hybrid.wire import to_json
+from hybrid.wire import on_one_line, to_json
 
 BUDGET = 1.5
 """Seconds until an emit gives up."""
@@ -54,7 +54,8 @@ class Publisher:
         self._max_bytes = max_event_bytes or settings.max_event_bytes
         self._store = Store(settings.url, settings.namespace)
         self._budget = budget
-        self._encode = encode
+        # An encoder of one's own may break lines, which would end an event's frame.
+        self._encode = encode if encode is to_json else lambda data: on_one_line(encode(data))
         self._courier: Courier[Sequence[Event], list[Stored]] | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -64,9 +65,9 @@ class Publisher:
         type: str,
         data: Any = None,
         *,
-        users: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        topics: Collection[str] | None = None,
+        users: Names | None = None,
+        roles: Names | None = None,
+        topics: Names | None = None,
         text: str | None = None,
         id: str | None = None,
     ) -> str:

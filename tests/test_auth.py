@@ -171,8 +171,9 @@ def test_a_bearer_token_says_who_one_is(site: Site) -> None:
     site.realtime.identify(
         bearer_identity(KEY, audience="rt", issuer="us", otherwise=lambda: Identity("cookie"))
     )
-    good = bearer(token(aud="rt", iss="us", roles=["manager", 5]))
-    for headers, expected in ((good, Identity("alice", ["manager"])), ({}, Identity("cookie"))):
+    good = bearer(token(aud="rt", iss="us", roles=["manager", 5, None, True]))
+    hers = Identity("alice", ["manager", "5"])
+    for headers, expected in ((good, hers), ({}, Identity("cookie"))):
         with site.stream(headers=headers) as stream:
             stream.hello()
             (connection,) = site.hub.connections.values()

@@ -12,7 +12,6 @@ from limits.strategies import FixedWindowRateLimiter
 from hybrid import Identity
 from hybrid.auth import SKEW_SECONDS, TICKET_SECONDS, Tickets, bearer_identity
 from hybrid.limits import Rates
-from servers import DEADLINE
 from sites import MakeSite, Site, as_problem
 
 KEY = "a key of thirty-two bytes or more"
@@ -125,21 +124,6 @@ def test_a_clock_that_is_set_back_lengthens_no_refusal(
     assert 0 < int(refused.headers["Retry-After"]) <= 60
     later = 61.0
     assert site.get("/polling").status_code == 200
-
-
-def test_a_clock_that_is_set_back_does_not_stop_the_monitor(
-    site: Site, set_clock: SetClock
-) -> None:
-    """Nor what is pushed to who watches; without Redis nobody else tells the time."""
-    monitor = site.app.extensions["hybrid"].monitor()
-    before = monitor._second
-    set_clock(-3600)
-    end = time.monotonic() + DEADLINE
-    while monitor._second < before + 2:
-        assert time.monotonic() < end, "it waits for the hour to come again"
-        monitor._tick(0.0)
-        time.sleep(0.01)  # for a second of a real clock
-    assert [point.at for point in monitor.sampler.points][-1] >= before
 
 
 def test_monotonic_time_is_what_limits_are_counted_by() -> None:

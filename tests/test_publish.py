@@ -510,3 +510,15 @@ def test_flask_hybrid_explains_itself(server: RedisServer) -> None:
         assert done.returncode != 0
         assert told in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_an_encoder_of_ones_own_cannot_break_a_frame(server: RedisServer) -> None:
+    """One that indents sends the same on one line; what is no JSON is refused here."""
+    with_breaks = Publisher(server.url, encode=lambda data: json.dumps(data, indent=1))
+    with_breaks.emit("indented", {"a": [1, "ë"]})
+    with pytest.raises(InvalidEvent, match="data is not JSON"):
+        with_breaks.emit("nan", float("nan"))
+    with_breaks.close()
+    (event,) = stored(server)
+    assert event.data == {"a": [1, "ë"]}
+    assert "\n" not in event.body

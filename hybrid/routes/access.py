@@ -4,7 +4,9 @@ import hmac
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Collection, Sequence
+from contextvars import Context
 from inspect import isawaitable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ from hybrid.routes.bounds import (
     patience,
     refuse_if_spent,
 )
+from hybrid.routes.carried import MAX_VALUE, RECHECK, carried
 from hybrid.routes.origins import is_own_host
 from hybrid.wire import to_json
 
@@ -52,23 +55,12 @@ def _identity(state: "AppState") -> Identity:
     return identity
 
 
-# What of a request has no say in who it is: what a browser prefers, where it stands in the log,
-# what its body is, which nobody keeps.
-UNTELLING = frozenset(
-    "HTTP_" + name
-    for name in (
-        *("ACCEPT", "ACCEPT_ENCODING", "ACCEPT_LANGUAGE", "CACHE_CONTROL", "CONNECTION", "DNT"),
-        *("IF_MODIFIED_SINCE", "IF_NONE_MATCH", "LAST_EVENT_ID", "PRAGMA", "PRIORITY", "REFERER"),
-        *("SEC_CH_UA", "SEC_CH_UA_MOBILE", "SEC_CH_UA_PLATFORM", "SEC_FETCH_DEST", "SEC_GPC"),
-        *("SEC_FETCH_MODE", "SEC_FETCH_SITE", "SEC_FETCH_USER", "TE", "UPGRADE_INSECURE_REQUESTS"),
-        *("EXPECT", "TRANSFER_ENCODING"),
-    )
-) | {
-    *("REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"),
-    *("CONTENT_LENGTH", "CONTENT_TYPE"),
-}
 MAX_CREDENTIALS = 16 * 1024
 """Characters kept for a stream: a hundred streams of one address are then under 2 MB."""
+REHEARSAL_SECONDS = 5.0
+"""How long a first look may take before the stream goes on without its answer."""
+MAX_REHEARSED = 64
+"""Different environs whose first look is remembered."""
 GRANTED = "hybrid.granted"
 TICKET = "hybrid.ticket"
 OURS = frozenset({"since", "topic", "wait", "limit", "ticket"})
@@ -84,12 +76,8 @@ def credentials_of(identity: Identity, topics: frozenset[str], *, granted: bool 
     """
     if identity.user is None and not identity.roles and not topics:
         return ""
-    environ, args = request.environ, request.args
-    told = {
-        key: value
-        for key, value in environ.items()
-        if isinstance(value, str) and key not in UNTELLING and not key.startswith("gunicorn.")
-    }
+    args = request.args
+    told, lost = carried(request.environ)
     query = [(key, value) for key, value in args.items(multi=True) if key not in OURS]
     told["QUERY_STRING"] = urlencode(query) if query else ""
     if granted:
@@ -97,7 +85,58 @@ def credentials_of(identity: Identity, topics: frozenset[str], *, granted: bool 
     text = to_json(told)
     if len(text) > MAX_CREDENTIALS:
         raise Problem(431, "Header fields too large", "they are kept as long as the stream lives")
+    if lost:
+        _rehearse(app_state(), text, identity, topics, lost)
     return text
+
+
+def _rehearse(
+    state: "AppState",
+    credentials: str,
+    identity: Identity,
+    topics: frozenset[str],
+    lost: frozenset[str],
+) -> None:
+    """Ask again at once where something of the environ cannot be kept; refuse if that is missed.
+
+    Else each such stream would end at its first heartbeat, come back, and end again. An environ
+    that has passed is not asked about any more: `lost` are its keys and types.
+    """
+    if lost in state.rehearsed:
+        return
+    answers: list[bool] = []
+
+    def look() -> None:
+        try:
+            found, granted = state.look(credentials, {topics} if topics else ())
+            answers.append(found == identity and (not topics or topics in granted))
+        except Exception:
+            answers.append(False)  # `ask` has logged what the hook raised
+
+    # A thread and a context of its own: nothing of this request may be in the answer.
+    thread = threading.Thread(target=Context().run, args=(look,), name="hybrid-rehearsal")
+    thread.daemon = True
+    thread.start()
+    thread.join(REHEARSAL_SECONDS)
+    if answers == [True]:
+        if len(state.rehearsed) >= MAX_REHEARSED:
+            state.rehearsed.clear()
+        state.rehearsed.add(lost)
+    elif answers == [False]:
+        logger.error(
+            "a stream is refused: identify or authorize answers otherwise when it is asked again,"
+            " as at each heartbeat. What a middleware puts into the WSGI environ is kept only if"
+            " it is JSON (strings, numbers, lists, dicts) of at most %d characters, which this is"
+            " not: %s. Put JSON there, or let identify read the cookies and headers itself.",
+            MAX_VALUE,
+            ", ".join(sorted(lost)),
+        )
+        raise Problem(
+            503,
+            "Unavailable",
+            "who you are cannot be kept with the stream; the server's log says why",
+            retry_after=FULL_RETRY_AFTER,
+        )
 
 
 def look_again(
@@ -120,7 +159,9 @@ def look_again(
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-    } | told
+    }
+    environ |= told
+    environ[RECHECK] = True
     with app.request_context(environ):
         try:
             refusal = app.preprocess_request()

@@ -313,7 +313,7 @@ def metrics() -> Response:
     try:
         from hybrid.monitor.metrics import CONTENT_TYPE, exposition
     except ImportError:
-        raise Problem(404, "Not found", "pip install 'flask-hybrid[prometheus]' for this") from None
+        raise Problem(404, "Not found", "pip install prometheus-client for this") from None
     state.monitor().refresh()
     response = Bare(exposition(state.monitor().picture()), content_type=CONTENT_TYPE)
     response.headers["Cache-Control"] = "no-store"

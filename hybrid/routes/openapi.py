@@ -64,7 +64,8 @@ def _security() -> Object:
 def _schemas() -> Object:
     text = {"type": "string"}
     optional: Object = {"type": ["string", "null"]}
-    names = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME}}
+    name: Object = {"type": ["string", "integer"], "minLength": 1, "maxLength": MAX_NAME}
+    names: Object = {"type": "array", "items": name}
     addressed: Object = {"users": names, "roles": names, "topics": names}
     reason = {"type": "object", "properties": {"reason": text}, "required": ["reason"]}
     return {
