@@ -5,7 +5,8 @@
  *
  * Three parts: a parser (bytes to blocks), a machine (what to do next; no clock, network or DOM
  * in it) and a shell around the machine (fetch, one timer, storage, the page's events). How
- * several tabs share one connection is in tabs.js, which is loaded where it is asked for.
+ * several tabs share one connection is in tabs.js, and `load` in dashboard.js, which are loaded
+ * where they are asked for.
  */
 
 const DEFAULTS = {
@@ -527,13 +528,17 @@ const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
  *   on: (type: string, listener: (value: any) => void) => () => void,
  *   subscribe: (listener: () => void) => () => void,
  *   events: (type?: string) => AsyncGenerator<object>,
+ *   load: (source: string|function, reduce: ?function, show: (state: object) => void) => () => void,
+ *   readonly cursor: ?string,
  *   reconnect: () => void,
  *   close: () => void,
  * }} `on` takes an event's type, the beginning of types (`order.*`), `*` for every event, or
  *   `state`, `gap`, `error`, `status`, which are the client's own (an event of such a type comes
  *   under `*` alone); both `on` and `subscribe` return what takes the listener off. `state` is
  *   frozen and stays the same object until it changes. An event is
- *   `{id, cursor, type, data, at, method, provisional}`
+ *   `{id, cursor, type, data, at, method, provisional}`. `load` fetches JSON and keeps it live: now,
+ *   after a gap, and where `reduce` cannot tell; events that arrive during a fetch are played over
+ *   what it brings. It is dashboard.js, loaded when first used. `cursor` is where the client is
  */
 export function connect(url, options = {}) {
   const { topics = [], name, persist = true, headers, onAuth, credentials } = options;
@@ -547,6 +552,7 @@ export function connect(url, options = {}) {
   const life = new AbortController();
   const { signal: over } = life;
   const listeners = new Set();
+  const ends = new Set(); // of loops and loads that are under way
   const inbox = [];
   let driver = machine;
   let state = Object.freeze(machine.state);
@@ -690,9 +696,12 @@ export function connect(url, options = {}) {
     tell("start");
   })();
 
-  return {
+  const client = {
     get state() {
       return state;
+    },
+    get cursor() {
+      return driver.cursor;
     },
     on,
     subscribe: (listener) => on("state", () => listener()),
@@ -700,7 +709,8 @@ export function connect(url, options = {}) {
       const queue = [];
       let wake;
       const off = on(type, (event) => wake?.(queue.push(event)));
-      listen(over, "abort", () => wake?.());
+      const end = () => wake?.();
+      ends.add(end);
       try {
         while (!over.aborted) {
           if (queue.length) yield queue.shift();
@@ -708,16 +718,40 @@ export function connect(url, options = {}) {
         }
       } finally {
         off();
+        ends.delete(end);
       }
+    },
+    load(...given) {
+      let off;
+      let ended;
+      const end = () => {
+        ended = true;
+        off = off?.();
+        ends.delete(end);
+      };
+      const begin = () =>
+        import("./dashboard.js").then(
+          ({ load }) => ended || (off = load(client, ...given)),
+          (error) => {
+            if (ended) return;
+            given[2]({ error, isLoading: false, isStale: true });
+            setTimeout(begin, 5_000);
+          },
+        );
+      ends.add(end);
+      begin();
+      return end;
     },
     reconnect() {
       tell("reconnect");
     },
     close() {
       life.abort();
+      ends.forEach((end) => end());
       tell("close");
       clearTimeout(timer);
       store("");
     },
   };
+  return client;
 }

@@ -390,6 +390,80 @@ test("events() is a loop over events of a type or of a beginning of types, and e
   assert.deepEqual(told, ["order.new", "order.paid"]);
 });
 
+test("events() leaves no listener behind, however many loops there were", async (t) => {
+  const { connect, next } = await site(t);
+  const warnings = [];
+  const warned = ({ name }) => warnings.push(name);
+  process.on("warning", warned);
+  t.after(() => process.off("warning", warned));
+  const client = connect();
+  const call = (await next("/rt/sse")).stream(HELLO());
+  for (let loop = 1; loop <= 12; loop += 1) {
+    const events = client.events();
+    const first = events.next();
+    call.response.write(EVENT(loop));
+    assert.equal((await first).value.data, loop);
+    await events.return();
+  }
+  const waiting = Array.from({ length: 12 }, () => client.events().next());
+  client.close();
+  for (const { done } of await Promise.all(waiting)) assert.ok(done);
+  await new Promise(setImmediate);
+  assert.deepEqual(warnings, []);
+});
+
+/** Resolves when it shows these rows, to the state that has them. */
+function shower() {
+  const shown = [];
+  let look = () => {};
+  return {
+    show: (state) => look(shown.push(state)),
+    shown,
+    rows: (wanted) =>
+      new Promise((resolve) => {
+        look = () => JSON.stringify(shown.at(-1)?.data) === JSON.stringify(wanted) && resolve(shown.at(-1));
+        look();
+      }),
+  };
+}
+
+test("load(): events that arrive during a fetch are played over what it brings, also after a gap", async (t) => {
+  const { server, connect, next } = await site(t);
+  const client = connect();
+  const { show, rows } = shower();
+  const off = client.load(
+    (init) => fetch(`http://127.0.0.1:${server.address().port}/rows`, init),
+    (old, { type, data }) => (type === "tick" ? [...old.filter((row) => row !== data), data] : old),
+    show,
+  );
+  const { response } = (await next("/rt/sse")).stream(HELLO());
+  const first = await next("/rows");
+  response.write(EVENT(1) + EVENT(2));
+  await hears(client, 2);
+  first.json([1], 200, { "X-Realtime-Cursor": "e.1.id1" });
+  assert.equal((await rows([1, 2])).isStale, false);
+  response.write('id: e.5.x\nevent: hybrid.gap\ndata: {"reason":"expired","cursor":"e.5.x"}\n\n');
+  const second = await next("/rows");
+  response.write(EVENT(6)); // after the rows were read, before they are here
+  await hears(client, 1);
+  second.json([1, 2, 5], 200, { "X-Realtime-Cursor": "e.5.x" });
+  await rows([1, 2, 5, 6]);
+  assert.equal(client.cursor, "e.6.id6");
+  off();
+  off();
+});
+
+test("load() that is taken back at once, or whose client is closed, fetches nothing", async (t) => {
+  const { connect } = await site(t);
+  const fails = () => assert.fail("a fetch");
+  connect().load(fails, null, fails)();
+  const client = connect();
+  client.load(fails, null, fails);
+  client.close();
+  await import("../../hybrid/static/dashboard.js");
+  await new Promise((resolve) => setTimeout(resolve));
+});
+
 test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   const { connect, next } = await site(t);
   const client = connect({ maxBuffer: 1000 });
