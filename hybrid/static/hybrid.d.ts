@@ -34,6 +34,7 @@ export interface HybridEvent<T extends string = string> {
 export type AnyEvent = { [T in EventType]: HybridEvent<T> }[EventType];
 
 export interface ClientError {
+  /** What the server says of a refusal (the `detail` of its problem), or else what happened. */
   readonly message: string;
   /** The HTTP status, if there was an answer. */
   readonly status?: number;
@@ -114,7 +115,7 @@ export interface Options {
   /** For every request; a function is called before each. */
   headers?: HeaderValues | (() => HeaderValues | Promise<HeaderValues>) | undefined;
   /**
-   * Called once after a 401 or 403. One more try follows if what it resolves to is truthy; where
+   * Called once after a 401 or 403, or a redirect to a page, which is a login's. One more try follows if what it resolves to is truthy; where
    * it throws, or resolves to false, null or an empty string, the client stops.
    */
   onAuth?: ((error: ClientError) => Answer | Promise<Answer>) | undefined;

@@ -20,6 +20,7 @@ const DEFAULTS = {
   probe: 60_000, // from falling back to the first look whether streams work; doubles up to 10 min
   soon: 5_000, // to the first look of a page that begins with polls, since it fell back lately
   shortLife: 5_000, // a stream that ended sooner proves nothing
+  well: 10_000, // who was connected for that long and is cut tries once more before the state says so
 };
 const FAILURES = 3; // of streams in a row until polling
 const HOLD = 20; // seconds that the server may hold a poll; under what proxies allow
@@ -114,6 +115,8 @@ export function createMachine(
   let failures = 0; // of streams, on the way to polling
   let shortLives = 0;
   let authorized = false; // the hook has been asked since the last success
+  let proven = false; // has been live with these credentials: a refusal may be of a passing deployment
+  let liveAt = Infinity; // since when it is live, without a cut
   let retryAt = null;
   let floorAt = 0; // what Retry-After forbids
   let pollAt = null;
@@ -133,7 +136,7 @@ export function createMachine(
   // -- requests
 
   const send = (kind) => {
-    const wait = kind === "polling" && cursor && phase === "live" && !hidden ? HOLD : 0;
+    const wait = kind === "polling" && cursor && phase === "live" && liveAt <= now && !hidden ? HOLD : 0;
     // `due`: when it will have taken too long; `silence`: how long it may, once it has said hello
     const due = now + (kind === "sse" ? t.hello : wait * 1000 + t.open);
     const request = { n: ++requests, kind, cursor, wait, at: now, due };
@@ -148,12 +151,13 @@ export function createMachine(
     abort(main);
     abort(probe);
     main = probe = retryAt = pollAt = null;
+    liveAt = Infinity;
     phase = next;
   };
 
   /** Begin anew with the current method. */
-  const open = () => {
-    enter("connecting");
+  const open = (as = "connecting") => {
+    enter(as);
     main = send(method);
   };
 
@@ -165,7 +169,7 @@ export function createMachine(
       else failed("no answer, or buffered", FAILURES);
     }
     if (probe && now >= probe.due) probeFailed();
-    if (retryAt && now >= retryAt) open();
+    if (retryAt && now >= retryAt) open(phase === "live" ? phase : undefined);
     if (pollAt && !main && now >= pollAt) main = send("polling");
     if (mayProbe() && now >= probeAt) probe = send("sse");
   };
@@ -187,14 +191,14 @@ export function createMachine(
 
   /** Half of it is chance, so that a server's clients do not come back together. */
   const spread = (delay) => (delay * (1 + random())) / 2;
-  const backoff = () => spread(Math.min(t.cap, t.base * 2 ** (attempts - 1)));
+  const backoff = (cap = t.cap) => spread(Math.min(cap, t.base * 2 ** (attempts - 1)));
 
   const hurry = (delay) => {
     if (retryAt) retryAt = Math.min(retryAt, Math.max(floorAt, now + delay));
   };
 
   /** The main request came to nothing. */
-  const failed = (message, weight = 1, floor = 0, status = undefined) => {
+  const failed = (message, weight = 1, floor = 0, status = undefined, cap = undefined) => {
     abort(main);
     main = pollAt = null;
     report(message, status);
@@ -211,7 +215,21 @@ export function createMachine(
         return open();
       }
     }
-    wait(Math.max(floor, backoff()));
+    wait(Math.max(floor, backoff(cap)));
+  };
+
+  /**
+   * A connection that was well for long is cut, as Firefox and WebKit do where a page is being left
+   * or a download begins: one more attempt, and nobody is told unless that fails.
+   */
+  const retried = () => {
+    if (phase !== "live" || now - liveAt < t.well) return;
+    abort(main);
+    main = pollAt = null;
+    liveAt = Infinity;
+    fresh();
+    probeDelay = 0;
+    return (retryAt = now + Math.max(t.first, spread(t.base)));
   };
 
   /** A stream that had said hello is over; `alive` is until when it was well. */
@@ -275,7 +293,7 @@ export function createMachine(
   const on = {
     // About a request.
 
-    head({ status, contentType, retryAfter }, request) {
+    head({ status, contentType, retryAfter, detail, moved, long }, request) {
       const streamed = request.kind === "sse";
       const type = /^[^; ]*/.exec(contentType)[0].toLowerCase();
       if (status === 200 && type === (streamed ? "text/event-stream" : "application/json")) {
@@ -283,19 +301,25 @@ export function createMachine(
         return;
       }
       const floor = Math.min(LONGEST, retryAfter * (1 + 0.2 * random()));
-      const message = `answered ${status} ${type}`;
-      if (request === probe) probeFailed(floor);
-      else if (!/^(204|410|40[0134])$/.test(status)) failed(message, 1, floor, status);
-      else {
-        authorized = /40[13]/.test(status) && onAuth && !authorized;
-        enter(authorized ? "authorizing" : "stopped");
+      if (request === probe) return probeFailed(floor);
+      // Too long for a server on the way; it will be as long the next time.
+      const large = /^4(14|31)$/.test(status) || (status === 400 && long);
+      const asks = onAuth && !authorized && (/^40[13]$/.test(status) || (moved && status === 200));
+      // The contract's own answer. What else says 401 or 404 may be a proxy during a deployment.
+      const own = type === "application/problem+json" && /^4(0[0134]|10)$/.test(status);
+      const message = detail ?? `${moved ? "redirected, " : ""}answered ${status} ${type}${large ? ": too long, ask for fewer topics" : ""}`;
+      if (asks || status === 204 || (!proven && (own || large))) {
+        authorized = asks;
+        enter(asks ? "authorizing" : "stopped");
         report(message, status);
-        if (authorized) say("auth", (main = { n: ++requests, due: Infinity, error }));
-      }
+        if (asks) say("auth", (main = { n: ++requests, due: Infinity, error }));
+      } else failed(message, 1, floor, status, own ? LONGEST : undefined);
     },
     auth({ ok }) {
-      if (ok) open();
-      else enter("stopped");
+      if (ok) {
+        proven = false; // these are others
+        open();
+      } else enter("stopped");
     },
     block({ block: { id = null, eid, at, retry, event, data } }, request) {
       const type = event || "message";
@@ -319,8 +343,9 @@ export function createMachine(
       // Without heartbeats silence means nothing.
       request.silence = heartbeat > 0 ? Math.max(t.stall, 2.5 * heartbeat) : Infinity;
       request.due = now + request.silence;
-      request.greeted = now;
+      request.greeted = liveAt = now;
       phase = "live";
+      proven = true;
       bus = said;
       error = null;
       authorized = false;
@@ -344,6 +369,8 @@ export function createMachine(
       if (!Array.isArray(events) || !cursor) return failed("not a poll");
       main = error = null;
       phase = "live";
+      proven = true;
+      liveAt = Math.min(liveAt, now);
       bus = body.bus ?? bus;
       // Polls have failed as well: it was the server and not the stream, no need to wait for long.
       if (attempts) probeAt = Math.min(probeAt, now + spread(2 * t.base));
@@ -364,6 +391,7 @@ export function createMachine(
     },
     fail({ message }, request) {
       if (request === probe) probeFailed();
+      else if (retried()) return;
       else if (request.greeted) ended(message);
       else failed(message);
     },
@@ -470,7 +498,7 @@ export function createMachine(
         lastEvent,
         error,
         attempt: isConnected ? 0 : attempts,
-        retryAt,
+        retryAt: isConnected ? null : retryAt,
         bus,
         stopped: phase === "stopped",
         status: phase,
@@ -514,8 +542,8 @@ const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
  * @param {boolean} [options.persist] false: remember nothing over a reload
  * @param {object|(() => object|Promise<object>)} [options.headers] for every request; a function
  *   is called before each
- * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403; one more try
- *   follows if what it resolves to is truthy, for instance true or a fresh token
+ * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403, or a redirect to a
+ *   page, which is a login's; one more try follows if what it resolves to is truthy, for instance true or a fresh token
  * @param {RequestCredentials} [options.credentials]
  * @param {typeof fetch} [options.fetch] in place of the global one
  * @param {'auto'|'sse'|'polling'} [options.transport]
@@ -628,7 +656,8 @@ export function connect(url, options = {}) {
         const streamed = kind === "sse";
         // The second type tells the server that this client reads statuses, unlike EventSource.
         sent.set("Accept", streamed ? "text/event-stream, application/problem+json" : "application/json");
-        const response = await (options.fetch ?? fetch)(`${base}/${kind}?${query}`, {
+        const address = `${base}/${kind}?${query}`;
+        const response = await (options.fetch ?? fetch)(address, {
           headers: sent,
           credentials,
           // Firefox lets a second request for the same address wait for the first otherwise.
@@ -636,8 +665,17 @@ export function connect(url, options = {}) {
           signal,
         });
         const after = response.headers.get("Retry-After"); // RFC 9110, section 10.2.3
-        const retryAfter = after * 1000 || Date.parse(after) - Date.now() || 0;
-        tell("head", { n, status: response.status, contentType: response.headers.get("Content-Type"), retryAfter });
+        const contentType = response.headers.get("Content-Type");
+        const problem = /problem/.test(contentType) && (await response.json().catch(() => {})); // RFC 9457
+        tell("head", {
+          n,
+          status: response.status,
+          contentType,
+          retryAfter: after * 1000 || Date.parse(after) - Date.now() || 0,
+          detail: problem?.detail,
+          moved: response.redirected,
+          long: address.length > 4_000,
+        });
         if (signal.aborted) return;
         if (streamed) {
           const reader = response.body.getReader();

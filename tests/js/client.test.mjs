@@ -464,6 +464,48 @@ test("load() that is taken back at once, or whose client is closed, fetches noth
   await new Promise((resolve) => setTimeout(resolve));
 });
 
+test("14 what the server says of a refusal is the error, and what is no page of the server's is none", async (t) => {
+  const { connect, next } = await site(t);
+  for (const [type, body, status, stopped, message] of [
+    ["application/problem+json", '{"status":403,"detail":"the topic is not open to you"}', 403, true, "the topic is not open to you"],
+    ["application/problem+json; charset=utf-8", "{", 403, true, "answered 403 application/problem+json"],
+    ["application/problem+json", "null", 404, true, "answered 404 application/problem+json"],
+    ["text/html", "<h1>Not Found</h1>", 404, false, "answered 404 text/html"],
+  ]) {
+    const client = connect({ timings: {}, transport: "sse" });
+    const { response } = await next("/rt/sse");
+    response.writeHead(status, { "Content-Type": type });
+    response.end(body);
+    const { error, stopped: ended } = await becomes(client, (state) => state.error);
+    assert.deepEqual({ ...error }, { message, status });
+    assert.equal(ended, stopped);
+    client.close();
+  }
+});
+
+test("15 a redirect to a login page is told to onAuth", async (t) => {
+  const { connect, next } = await site(t);
+  const asked = [];
+  const client = connect({ onAuth: (error) => asked.push(error.message) });
+  const { response } = await next("/rt/sse");
+  response.writeHead(302, { Location: "/login" }).end();
+  const login = await next("/login");
+  login.response.writeHead(200, { "Content-Type": "text/html" });
+  login.response.end("<form>");
+  (await next("/rt/sse")).stream(HELLO());
+  await becomes(client, (state) => state.isConnected);
+  assert.deepEqual(asked, ["redirected, answered 200 text/html"]);
+});
+
+test("14 a request with too many topics, which a server on the way does not take, is the end and says so", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect({ topics: Array.from({ length: 100 }, (_, each) => `project:${each}:`.padEnd(40, "x")) });
+  const { response } = await next("/rt/sse");
+  response.writeHead(400, { "Content-Type": "text/html" }).end("<h1>Bad Request</h1>");
+  const { error } = await becomes(client, (state) => state.stopped);
+  assert.match(error.message, /ask for fewer topics/);
+});
+
 test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   const { connect, next } = await site(t);
   const client = connect({ maxBuffer: 1000 });
