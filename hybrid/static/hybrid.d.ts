@@ -103,14 +103,14 @@ export interface Options {
   topics?: readonly string[] | undefined;
   /**
    * Where to begin: what the server gave with a snapshot. Without one, where this page was before
-   * it was loaded again, or else at now.
+   * it was loaded again, or its client closed, or else at now.
    */
   cursor?: string | null | undefined;
   /** Who is logged in, for instance the user's id: tabs of the same name share a connection. */
   name?: string | null | undefined;
   /** False: not with other tabs even so. */
   share?: boolean | undefined;
-  /** False: remember nothing over a reload. */
+  /** False: remember nothing over a reload or a `close()`. */
   persist?: boolean | undefined;
   /** For every request; a function is called before each. */
   headers?: HeaderValues | (() => HeaderValues | Promise<HeaderValues>) | undefined;
@@ -123,6 +123,11 @@ export interface Options {
   /** In place of the global one. */
   fetch?: Fetch | undefined;
   transport?: "auto" | "sse" | "polling" | undefined;
+  /**
+   * In place of `JSON.parse`, for instance for integers beyond 2^53: given an event's data by a
+   * stream, and the whole answer by a poll. What it makes is not shared between tabs.
+   */
+  parse?: ((text: string) => any) | undefined;
   /** The longest event, in UTF-16 units. */
   maxBuffer?: number | undefined;
   /** In milliseconds. */

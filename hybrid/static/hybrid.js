@@ -95,7 +95,7 @@ export function createParser(onBlock, maxBuffer = 2 ** 26) {
  * @param {() => number} random from 0 up to 1
  */
 export function createMachine(
-  { transport = "auto", cursor = null, streams = true, onAuth, pollUntil = 0, timings = {} },
+  { transport = "auto", cursor = null, streams = true, onAuth, pollUntil = 0, parse: read = JSON.parse, timings = {} },
   random = Math.random,
 ) {
   const t = { ...DEFAULTS, ...timings };
@@ -328,7 +328,7 @@ export function createMachine(
       if (!request.greeted && !/^hybrid\.(hello|bye)$/.test(type)) return;
       if (/^hybrid\./.test(type)) on[type]?.(parse(data) ?? {}, request, id);
       else if (data !== undefined) {
-        hear({ id: eid ?? parseCursor(id)?.[2] ?? id, cursor: id, type, data: parse(data, data), at: +at || null, method: "sse" });
+        hear({ id: eid ?? parseCursor(id)?.[2] ?? id, cursor: id, type, data: attempt(() => read(data), data), at: +at || null, method: "sse" });
       }
       if (main === request) commit(id); // also of a heartbeat, or what a later server may say
     },
@@ -377,7 +377,7 @@ export function createMachine(
       fresh();
       if (gap) hearGap({ ...gap, cursor });
       let news;
-      for (const { text, data = parse(text, text?.replace(/\r\n?/g, "\n")), ...event } of events) {
+      for (const { text, data = attempt(() => read(text), text?.replace(/\r\n?/g, "\n")), ...event } of events) {
         news = hear({ ...event, data, method: "polling" }) || news;
       }
       commit(cursor);
@@ -523,7 +523,7 @@ function attempt(act, otherwise) {
   }
 }
 
-const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
+const parse = (text) => attempt(() => JSON.parse(text));
 
 // -- the shell
 
@@ -534,19 +534,22 @@ const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
  * @param {object} [options]
  * @param {string[]} [options.topics] to ask for, besides what is for this user anyway
  * @param {string} [options.cursor] where to begin: what the server gave with a snapshot. Without
- *   one, where this page was before it was loaded again, or else at now
+ *   one, where this page was before it was loaded again, or its client closed, or else at now
  * @param {string} [options.name] who is logged in, for instance the user's id. Tabs with the same
  *   url, topics and name share one connection; without a name a tab keeps to itself, since one
  *   person's events must not reach another's page
  * @param {boolean} [options.share] false: not with other tabs even so
- * @param {boolean} [options.persist] false: remember nothing over a reload
+ * @param {boolean} [options.persist] false: remember nothing over a reload or a `close()`
  * @param {object|(() => object|Promise<object>)} [options.headers] for every request; a function
  *   is called before each
- * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403, or a redirect to a
- *   page, which is a login's; one more try follows if what it resolves to is truthy, for instance true or a fresh token
+ * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403, or a redirect to
+ *   a page, which is a login's; one more try follows if what it resolves to is truthy, for instance
+ *   true or a fresh token
  * @param {RequestCredentials} [options.credentials]
  * @param {typeof fetch} [options.fetch] in place of the global one
  * @param {'auto'|'sse'|'polling'} [options.transport]
+ * @param {(text: string) => any} [options.parse] in place of `JSON.parse`: given an event's data by
+ *   a stream, and the whole answer by a poll. What it makes cannot be shared between tabs
  * @param {number} [options.maxBuffer] the longest event, in UTF-16 units; a longer one is a failure
  * @param {object} [options.timings] in milliseconds; the keys of DEFAULTS
  * @returns {{
@@ -588,6 +591,14 @@ export function connect(url, options = {}) {
   let timerAt = Infinity;
   let savedAt = 0;
 
+  const save = () => {
+    const { cursor, pollUntil } = machine;
+    // The first cursor at once: Firefox may end the pagehide listener of a page that is left
+    // before it saves. An older cursor repeats events, where none loses them.
+    savedAt = cursor && Date.now();
+    if (persist) store(JSON.stringify({ cursor, pollUntil }));
+  };
+
   // A listener may call reconnect() or close(): what it causes waits until all that the message
   // before it caused has happened.
   const tell = (type, more) => {
@@ -607,13 +618,7 @@ export function connect(url, options = {}) {
     } finally {
       inbox.length = 0;
     }
-    if (Date.now() > savedAt + 1000) {
-      const { cursor, pollUntil } = machine;
-      // The first cursor at once: Firefox may end the pagehide listener of a page that is left
-      // before it saves. An older cursor repeats events, where none loses them.
-      savedAt = cursor && Date.now();
-      if (persist && !over.aborted) store(JSON.stringify({ cursor, pollUntil }));
-    }
+    if (!over.aborted && Date.now() > savedAt + 1000) save();
     // One timer for everything. It may fire early, never late: deadlines mostly move away.
     const at = driver.wakeAt;
     if (at < timerAt) {
@@ -688,7 +693,7 @@ export function connect(url, options = {}) {
             parser.push(value);
           }
         }
-        tell("answer", { n, body: await response.json() });
+        tell("answer", { n, body: (options.parse ?? JSON.parse)(await response.text()) });
       } catch (error) {
         tell("fail", { n, message: error?.message ?? error });
       }
@@ -723,7 +728,7 @@ export function connect(url, options = {}) {
   const looked = () => tell(document?.hidden ? "hidden" : "visible");
   listen(document, "visibilitychange", looked);
   (async () => {
-    if (name && options.share !== false && navigator?.locks && BroadcastChannel) {
+    if (name && options.share !== false && !options.parse && navigator?.locks && BroadcastChannel) {
       try {
         const { share } = await import("./tabs.js");
         driver = share(machine, key, tell, acts, options);
@@ -784,11 +789,12 @@ export function connect(url, options = {}) {
       tell("reconnect");
     },
     close() {
+      if (over.aborted) return;
+      save(); // so that whoever connects again goes on from here
       life.abort();
       ends.forEach((end) => end());
       tell("close");
       clearTimeout(timer);
-      store("");
     },
   };
   return client;

@@ -514,7 +514,7 @@ test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   assert.match((await error).message, /longer than maxBuffer/);
 });
 
-test("31 55 a storage as pages have it: the cursor, and that streams did not work, until close()", async (t) => {
+test("31 55 a storage as pages have it: the cursor, and that streams did not work, also after close()", async (t) => {
   const { connect, next } = await site(t);
   const kept = new Map();
   globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
@@ -530,5 +530,40 @@ test("31 55 a storage as pages have it: the cursor, and that streams did not wor
   assert.equal((await next("/rt/polling")).query.get("since"), "e.2.id2");
   assert.ok(await next("/rt/sse"), "and it looks soon");
   again.close();
-  assert.equal(kept.get(key), "");
+  assert.equal(JSON.parse(kept.get(key)).cursor, "e.2.id2");
+  kept.set(key, "of another client since");
+  again.close();
+  assert.equal(kept.get(key), "of another client since");
+});
+
+test("31 who closes and connects again goes on from where it was, and with persist: false begins at now", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = new Map();
+  globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
+  t.after(() => delete globalThis.sessionStorage);
+  const first = connect();
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
+  await hears(first, 2);
+  first.close();
+  const other = connect({ persist: false });
+  assert.equal((await next("/rt/sse")).query.get("since"), null);
+  other.close();
+  connect();
+  assert.equal((await next("/rt/sse")).query.get("since"), "e.2.id2");
+});
+
+test("parse takes the place of JSON.parse, over both ways", async (t) => {
+  const { connect, next } = await site(t);
+  const large = "12345678901234567890";
+  const parse = (text) => JSON.parse(text.replaceAll(large, `"n${large}"`), (_, value) => (/^n\d+$/.test(value) ? BigInt(value.slice(1)) : value));
+  const client = connect({ parse, cursor: "e.0.origin", transport: "sse" });
+  const heard = hears(client, 2);
+  (await next("/rt/sse")).stream(`${HELLO()}id: e.1.a\ndata: {"n":${large}}\n\nid: e.2.b\ndata: no JSON\n\n`);
+  assert.deepEqual((await heard).map((event) => event.data), [{ n: BigInt(large) }, "no JSON"]);
+  const polling = connect({ parse, cursor: "e.0.origin", transport: "polling" });
+  const polled = hears(polling, 2);
+  const { response } = await next("/rt/polling");
+  response.writeHead(200, { "Content-Type": "application/json" });
+  response.end(`{"events":[{"id":"a","cursor":"e.1.a","type":"t","data":{"n":${large}},"at":7},{"id":"b","cursor":"e.2.b","type":"t","text":"no JSON","at":7}],"cursor":"e.2.b","more":false,"gap":null,"wait":30}`);
+  assert.deepEqual((await polled).map((event) => event.data), [{ n: BigInt(large) }, "no JSON"]);
 });

@@ -36,6 +36,7 @@ live.on("error", ({ bus }) => bus);
 // What may be left out may be undefined, and timings are those that there are.
 const known: string | undefined = live.state.role === "solo" ? undefined : "ada";
 connect("/api/realtime", { name: known, cursor: live.cursor, topics: known ? [known] : undefined, onAuth: undefined, fetch });
+connect("/api/realtime", { parse: (text) => JSON.parse(text, (_, value: unknown) => value) });
 connect("/api/realtime", { timings: { probe: 3, cap: 60_000 } });
 // @ts-expect-error there is no such timing
 connect("/api/realtime", { timings: { proeb: 3 } });
