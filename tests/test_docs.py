@@ -190,7 +190,8 @@ class Moment:
         self.page.route(self.path, self._hold)
         lost = re.compile(r"since=[^&]*")  # a log that is not this one: the page is told of a gap
         self.page.route(
-            "**/sse?*", lambda route: route.continue_(url=lost.sub("since=x.1.y", route.request.url))
+            "**/sse?*",
+            lambda route: route.continue_(url=lost.sub("since=x.1.y", route.request.url)),
         )
         for event in ("offline", "online"):
             self.page.evaluate(f"() => void dispatchEvent(new Event('{event}'))")

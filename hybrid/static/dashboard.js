@@ -144,7 +144,11 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
       timer = clearTimeout(timer);
       try {
         const answer = await fetcher(key, { cache: "no-store" });
-        if (!answer.ok) throw { message: `HTTP ${answer.status}`, status: answer.status };
+        if (!answer.ok) {
+          // What the server says, where it says it as a problem (RFC 9457).
+          const problem = /problem/.test(answer.headers.get("Content-Type")) && (await answer.json().catch(() => {}));
+          throw { message: problem?.detail ?? `HTTP ${answer.status}`, status: answer.status };
+        }
         const base = answer.headers.get("X-Realtime-Cursor");
         const found = await answer.json();
         if (turn < shown) return;

@@ -76,8 +76,8 @@ async function stage(t, { client = fakeClient(), reduce = added, ...options } = 
           resolve(new Response(JSON.stringify(data), { headers: offset === null ? {} : { "X-Realtime-Cursor": `e.${offset}.id` } }));
           await settle();
         },
-        refuse: async (status) => {
-          resolve(new Response("{}", { status }));
+        refuse: async (status, body = "{}", type = "application/json") => {
+          resolve(new Response(body, { status, headers: { "Content-Type": type } }));
           await settle();
         },
         fail: async () => {
@@ -192,6 +192,18 @@ test("47 a failed fetch keeps the data, as stale and with the error, and is trie
   assert.deepEqual(data(), [1, 2]);
   assert.equal(entry.get().isStale, false);
   assert.equal(entry.get().error, undefined);
+});
+
+test("what the server says of a refusal is the error", async (t) => {
+  const { asked, entry } = await stage(t);
+  await asked[0].refuse(403, '{"detail":"only for managers"}', "application/problem+json");
+  assert.deepEqual(entry.get().error, { message: "only for managers", status: 403 });
+  for (const body of ["{", "null", "{}"]) {
+    const refreshed = entry.get().refresh();
+    await asked.at(-1).refuse(403, body, "application/problem+json; charset=utf-8");
+    await refreshed;
+    assert.deepEqual(entry.get().error, { message: "HTTP 403", status: 403 });
+  }
 });
 
 test("retries of a fetch that keeps failing come ever later, at most every 32 seconds", async (t) => {
