@@ -136,7 +136,7 @@ export function createMachine(
   // -- requests
 
   const send = (kind) => {
-    const wait = kind === "polling" && cursor && phase === "live" && liveAt <= now && !hidden ? HOLD : 0;
+    const wait = kind === "polling" && cursor && phase === "live" && liveAt < Infinity && !hidden ? HOLD : 0;
     // `due`: when it will have taken too long; `silence`: how long it may, once it has said hello
     const due = now + (kind === "sse" ? t.hello : wait * 1000 + t.open);
     const request = { n: ++requests, kind, cursor, wait, at: now, due };
@@ -293,7 +293,7 @@ export function createMachine(
   const on = {
     // About a request.
 
-    head({ status, contentType, retryAfter, detail, moved, long }, request) {
+    head({ status, contentType, retryAfter, detail, moved }, request) {
       const streamed = request.kind === "sse";
       const type = /^[^; ]*/.exec(contentType)[0].toLowerCase();
       if (status === 200 && type === (streamed ? "text/event-stream" : "application/json")) {
@@ -302,12 +302,11 @@ export function createMachine(
       }
       const floor = Math.min(LONGEST, retryAfter * (1 + 0.2 * random()));
       if (request === probe) return probeFailed(floor);
-      // Too long for a server on the way; it will be as long the next time.
-      const large = /^4(14|31)$/.test(status) || (status === 400 && long);
+      const large = /^4(14|31)$/.test(status); // and will be as large the next time
       const asks = onAuth && !authorized && (/^40[13]$/.test(status) || (moved && status === 200));
       // The contract's own answer. What else says 401 or 404 may be a proxy during a deployment.
       const own = type === "application/problem+json" && /^4(0[0134]|10)$/.test(status);
-      const message = detail ?? `${moved ? "redirected, " : ""}answered ${status} ${type}${large ? ": too long, ask for fewer topics" : ""}`;
+      const message = detail ?? `${moved ? "redirected, " : ""}answered ${status} ${type}${large ? ": the request is too long" : ""}`;
       if (asks || status === 204 || (!proven && (own || large))) {
         authorized = asks;
         enter(asks ? "authorizing" : "stopped");
@@ -459,6 +458,7 @@ export function createMachine(
       hearGap(value);
     },
     cursor({ value }) {
+      proven = true; // another tab of this person is live
       commit(value);
     },
   };
@@ -653,7 +653,10 @@ export function connect(url, options = {}) {
       const { n, kind, cursor, wait } = request;
       const { signal } = (request.controller = new AbortController());
       try {
-        const query = new URLSearchParams(topics.map((topic) => ["topic", topic]));
+        let query = new URLSearchParams(topics.map((topic) => ["topic", topic]));
+        // Servers on the way take a line of 4 KB, some of them less.
+        const body = `${query}`.length > 2_000 ? JSON.stringify({ topics }) : undefined;
+        if (body) query = new URLSearchParams();
         if (cursor) query.set("since", cursor);
         if (wait) query.set("wait", wait);
         const sent = new Headers(typeof headers === "function" ? await headers() : headers);
@@ -661,8 +664,10 @@ export function connect(url, options = {}) {
         const streamed = kind === "sse";
         // The second type tells the server that this client reads statuses, unlike EventSource.
         sent.set("Accept", streamed ? "text/event-stream, application/problem+json" : "application/json");
-        const address = `${base}/${kind}?${query}`;
-        const response = await (options.fetch ?? fetch)(address, {
+        if (body) sent.set("Content-Type", "application/json");
+        const response = await (options.fetch ?? fetch)(`${base}/${kind}?${query}`, {
+          method: body && "POST",
+          body,
           headers: sent,
           credentials,
           // Firefox lets a second request for the same address wait for the first otherwise.
@@ -679,7 +684,6 @@ export function connect(url, options = {}) {
           retryAfter: after * 1000 || Date.parse(after) - Date.now() || 0,
           detail: problem?.detail,
           moved: response.redirected,
-          long: address.length > 4_000,
         });
         if (signal.aborted) return;
         if (streamed) {

@@ -1,7 +1,10 @@
 // The client as a page has it: a real fetch against a real HTTP server on loopback.
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { copyFile, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { connect } from "../../hybrid/static/hybrid.js";
 
@@ -497,13 +500,53 @@ test("15 a redirect to a login page is told to onAuth", async (t) => {
   assert.deepEqual(asked, ["redirected, answered 200 text/html"]);
 });
 
-test("14 a request with too many topics, which a server on the way does not take, is the end and says so", async (t) => {
+test("topics that are too long for an address are posted, over both ways", async (t) => {
   const { connect, next } = await site(t);
-  const client = connect({ topics: Array.from({ length: 100 }, (_, each) => `project:${each}:`.padEnd(40, "x")) });
-  const { response } = await next("/rt/sse");
-  response.writeHead(400, { "Content-Type": "text/html" }).end("<h1>Bad Request</h1>");
-  const { error } = await becomes(client, (state) => state.stopped);
-  assert.match(error.message, /ask for fewer topics/);
+  const topics = Array.from({ length: 100 }, (_, each) => `project:${each}:`.padEnd(100, "x"));
+  const [few, streamed, polled] = [topics.slice(0, 10), topics, topics];
+  const wanted = async (path, method, body) => {
+    const { request, query, response } = await next(path);
+    assert.equal(request.method, method);
+    assert.deepEqual(query.getAll("topic"), body ? [] : few);
+    assert.equal(query.get("since"), "e.0.origin");
+    let text = "";
+    for await (const piece of request) text += piece;
+    assert.equal(text, body ? JSON.stringify({ topics: body }) : "");
+    assert.equal(request.headers["content-type"], body ? "application/json" : undefined);
+    response.writeHead(204).end();
+  };
+  connect({ topics: few, cursor: "e.0.origin" });
+  await wanted("/rt/sse", "GET");
+  connect({ topics: streamed, cursor: "e.0.origin" });
+  await wanted("/rt/sse", "POST", streamed);
+  connect({ topics: polled, cursor: "e.0.origin", transport: "polling" });
+  await wanted("/rt/polling", "POST", polled);
+});
+
+test("load() whose part cannot be had says so, and tries again", async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), "hybrid-"));
+  t.after(() => rm(folder, { recursive: true }));
+  const source = new URL("../../hybrid/static/", import.meta.url);
+  await writeFile(join(folder, "package.json"), '{"type":"module"}');
+  await copyFile(new URL("hybrid.js", source), join(folder, "hybrid.js"));
+  const { connect } = await import(join(folder, "hybrid.js"));
+  const timers = [];
+  const { setTimeout } = globalThis;
+  globalThis.setTimeout = (act, ms) => (ms === 5_000 ? timers.push(act) : setTimeout(act, ms));
+  t.after(() => (globalThis.setTimeout = setTimeout));
+  const client = connect("http://127.0.0.1:1/rt", { fetch: () => new Promise(() => {}) });
+  t.after(() => client.close());
+  let off;
+  const { error, isLoading } = await new Promise((resolve) => (off = client.load("/rows", null, resolve)));
+  assert.match(error.message, /dashboard\.js/);
+  assert.equal(isLoading, false);
+  while (!timers.length) await new Promise((resolve) => setImmediate(resolve));
+  await copyFile(new URL("dashboard.js", source), join(folder, "dashboard.js"));
+  off();
+  await new Promise((resolve) => {
+    client.load(() => new Promise(() => resolve()), null, () => {});
+    timers[0](); // that of the one that was taken back
+  });
 });
 
 test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
