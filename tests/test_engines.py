@@ -434,6 +434,21 @@ def test_behaviour_30_with_a_storage_that_throws(tab: Tab, server: Unruly) -> No
     tab.run("rt.close()")
 
 
+def test_behaviour_56_a_page_that_is_left_and_stays(
+    engine: Engine, tab: Tab, server: Unruly
+) -> None:
+    """Firefox and WebKit end the stream as soon as somebody follows a link, also where the page
+    stays, as with a download: nobody is told, and nothing is missed."""
+    start(tab, timings={"well": 0})
+    tab.run("states.length = 0; location.assign('/nothing')")
+    if engine.name != "chromium":
+        until(tab, "asked.length === 2")
+    server.tell(emit=2)
+    until(tab, "heard.length === 2")
+    assert seen(tab)["errors"] == []
+    assert set(seen(tab)["states"]) == {"live sse"}
+
+
 def test_behaviour_31_a_reload_goes_on_from_the_cursor(tab: Tab, server: Unruly) -> None:
     """What happened while the page was away arrives; another person's page begins at now.
 

@@ -650,7 +650,7 @@ live.on("state", ({ isConnected, activeMethod, error, stopped }) => {
   link = setTimeout(() => {
     document.body.dataset.link = isConnected ? activeMethod : "";
     put($("link"), isConnected ? `live via ${activeMethod === "sse" ? "SSE" : "polling"}` : stopped ? "stopped" : "connecting…");
-    trouble(stopped ? `The server sends nothing any more: ${error?.message ?? "it refused"}. Reload the page.` : "");
+    trouble(stopped || /^40[13]$/.test(error?.status) ? `The server sends nothing any more: ${error?.message ?? "it refused"}. Reload the page.` : "");
   }, isConnected ? 0 : 2500);
 });
 

@@ -1,7 +1,10 @@
 // The client as a page has it: a real fetch against a real HTTP server on loopback.
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { copyFile, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
 import { connect } from "../../hybrid/static/hybrid.js";
 
@@ -390,6 +393,162 @@ test("events() is a loop over events of a type or of a beginning of types, and e
   assert.deepEqual(told, ["order.new", "order.paid"]);
 });
 
+test("events() leaves no listener behind, however many loops there were", async (t) => {
+  const { connect, next } = await site(t);
+  const warnings = [];
+  const warned = ({ name }) => warnings.push(name);
+  process.on("warning", warned);
+  t.after(() => process.off("warning", warned));
+  const client = connect();
+  const call = (await next("/rt/sse")).stream(HELLO());
+  for (let loop = 1; loop <= 12; loop += 1) {
+    const events = client.events();
+    const first = events.next();
+    call.response.write(EVENT(loop));
+    assert.equal((await first).value.data, loop);
+    await events.return();
+  }
+  const waiting = Array.from({ length: 12 }, () => client.events().next());
+  client.close();
+  for (const { done } of await Promise.all(waiting)) assert.ok(done);
+  await new Promise(setImmediate);
+  assert.deepEqual(warnings, []);
+});
+
+/** Resolves when it shows these rows, to the state that has them. */
+function shower() {
+  const shown = [];
+  let look = () => {};
+  return {
+    show: (state) => look(shown.push(state)),
+    shown,
+    rows: (wanted) =>
+      new Promise((resolve) => {
+        look = () => JSON.stringify(shown.at(-1)?.data) === JSON.stringify(wanted) && resolve(shown.at(-1));
+        look();
+      }),
+  };
+}
+
+test("load(): events that arrive during a fetch are played over what it brings, also after a gap", async (t) => {
+  const { server, connect, next } = await site(t);
+  const client = connect();
+  const { show, rows } = shower();
+  const off = client.load(
+    (init) => fetch(`http://127.0.0.1:${server.address().port}/rows`, init),
+    (old, { type, data }) => (type === "tick" ? [...old.filter((row) => row !== data), data] : old),
+    show,
+  );
+  const { response } = (await next("/rt/sse")).stream(HELLO());
+  const first = await next("/rows");
+  response.write(EVENT(1) + EVENT(2));
+  await hears(client, 2);
+  first.json([1], 200, { "X-Realtime-Cursor": "e.1.id1" });
+  assert.equal((await rows([1, 2])).isStale, false);
+  response.write('id: e.5.x\nevent: hybrid.gap\ndata: {"reason":"expired","cursor":"e.5.x"}\n\n');
+  const second = await next("/rows");
+  response.write(EVENT(6)); // after the rows were read, before they are here
+  await hears(client, 1);
+  second.json([1, 2, 5], 200, { "X-Realtime-Cursor": "e.5.x" });
+  await rows([1, 2, 5, 6]);
+  assert.equal(client.cursor, "e.6.id6");
+  off();
+  off();
+});
+
+test("load() that is taken back at once, or whose client is closed, fetches nothing", async (t) => {
+  const { connect } = await site(t);
+  const fails = () => assert.fail("a fetch");
+  connect().load(fails, null, fails)();
+  const client = connect();
+  client.load(fails, null, fails);
+  client.close();
+  await import("../../hybrid/static/dashboard.js");
+  await new Promise((resolve) => setTimeout(resolve));
+});
+
+test("14 what the server says of a refusal is the error, and what is no page of the server's is none", async (t) => {
+  const { connect, next } = await site(t);
+  for (const [type, body, status, stopped, message] of [
+    ["application/problem+json", '{"status":403,"detail":"the topic is not open to you"}', 403, true, "the topic is not open to you"],
+    ["application/problem+json; charset=utf-8", "{", 403, true, "answered 403 application/problem+json"],
+    ["application/problem+json", "null", 404, true, "answered 404 application/problem+json"],
+    ["text/html", "<h1>Not Found</h1>", 404, false, "answered 404 text/html"],
+  ]) {
+    const client = connect({ timings: {}, transport: "sse" });
+    const { response } = await next("/rt/sse");
+    response.writeHead(status, { "Content-Type": type });
+    response.end(body);
+    const { error, stopped: ended } = await becomes(client, (state) => state.error);
+    assert.deepEqual({ ...error }, { message, status });
+    assert.equal(ended, stopped);
+    client.close();
+  }
+});
+
+test("15 a redirect to a login page is told to onAuth", async (t) => {
+  const { connect, next } = await site(t);
+  const asked = [];
+  const client = connect({ onAuth: (error) => asked.push(error.message) });
+  const { response } = await next("/rt/sse");
+  response.writeHead(302, { Location: "/login" }).end();
+  const login = await next("/login");
+  login.response.writeHead(200, { "Content-Type": "text/html" });
+  login.response.end("<form>");
+  (await next("/rt/sse")).stream(HELLO());
+  await becomes(client, (state) => state.isConnected);
+  assert.deepEqual(asked, ["redirected, answered 200 text/html"]);
+});
+
+test("topics that are too long for an address are posted, over both ways", async (t) => {
+  const { connect, next } = await site(t);
+  const topics = Array.from({ length: 100 }, (_, each) => `project:${each}:`.padEnd(100, "x"));
+  const [few, streamed, polled] = [topics.slice(0, 10), topics, topics];
+  const wanted = async (path, method, body) => {
+    const { request, query, response } = await next(path);
+    assert.equal(request.method, method);
+    assert.deepEqual(query.getAll("topic"), body ? [] : few);
+    assert.equal(query.get("since"), "e.0.origin");
+    let text = "";
+    for await (const piece of request) text += piece;
+    assert.equal(text, body ? JSON.stringify({ topics: body }) : "");
+    assert.equal(request.headers["content-type"], body ? "application/json" : undefined);
+    response.writeHead(204).end();
+  };
+  connect({ topics: few, cursor: "e.0.origin" });
+  await wanted("/rt/sse", "GET");
+  connect({ topics: streamed, cursor: "e.0.origin" });
+  await wanted("/rt/sse", "POST", streamed);
+  connect({ topics: polled, cursor: "e.0.origin", transport: "polling" });
+  await wanted("/rt/polling", "POST", polled);
+});
+
+test("load() whose part cannot be had says so, and tries again", async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), "hybrid-"));
+  t.after(() => rm(folder, { recursive: true }));
+  const source = new URL("../../hybrid/static/", import.meta.url);
+  await writeFile(join(folder, "package.json"), '{"type":"module"}');
+  await copyFile(new URL("hybrid.js", source), join(folder, "hybrid.js"));
+  const { connect } = await import(join(folder, "hybrid.js"));
+  const timers = [];
+  const { setTimeout } = globalThis;
+  globalThis.setTimeout = (act, ms) => (ms === 5_000 ? timers.push(act) : setTimeout(act, ms));
+  t.after(() => (globalThis.setTimeout = setTimeout));
+  const client = connect("http://127.0.0.1:1/rt", { fetch: () => new Promise(() => {}) });
+  t.after(() => client.close());
+  let off;
+  const { error, isLoading } = await new Promise((resolve) => (off = client.load("/rows", null, resolve)));
+  assert.match(error.message, /dashboard\.js/);
+  assert.equal(isLoading, false);
+  while (!timers.length) await new Promise((resolve) => setImmediate(resolve));
+  await copyFile(new URL("dashboard.js", source), join(folder, "dashboard.js"));
+  off();
+  await new Promise((resolve) => {
+    client.load(() => new Promise(() => resolve()), null, () => {});
+    timers[0](); // that of the one that was taken back
+  });
+});
+
 test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   const { connect, next } = await site(t);
   const client = connect({ maxBuffer: 1000 });
@@ -398,7 +557,7 @@ test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   assert.match((await error).message, /longer than maxBuffer/);
 });
 
-test("31 55 a storage as pages have it: the cursor, and that streams did not work, until close()", async (t) => {
+test("31 55 a storage as pages have it: the cursor, and that streams did not work, also after close()", async (t) => {
   const { connect, next } = await site(t);
   const kept = new Map();
   globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
@@ -414,5 +573,40 @@ test("31 55 a storage as pages have it: the cursor, and that streams did not wor
   assert.equal((await next("/rt/polling")).query.get("since"), "e.2.id2");
   assert.ok(await next("/rt/sse"), "and it looks soon");
   again.close();
-  assert.equal(kept.get(key), "");
+  assert.equal(JSON.parse(kept.get(key)).cursor, "e.2.id2");
+  kept.set(key, "of another client since");
+  again.close();
+  assert.equal(kept.get(key), "of another client since");
+});
+
+test("31 who closes and connects again goes on from where it was, and with persist: false begins at now", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = new Map();
+  globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
+  t.after(() => delete globalThis.sessionStorage);
+  const first = connect();
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
+  await hears(first, 2);
+  first.close();
+  const other = connect({ persist: false });
+  assert.equal((await next("/rt/sse")).query.get("since"), null);
+  other.close();
+  connect();
+  assert.equal((await next("/rt/sse")).query.get("since"), "e.2.id2");
+});
+
+test("parse takes the place of JSON.parse, over both ways", async (t) => {
+  const { connect, next } = await site(t);
+  const large = "12345678901234567890";
+  const parse = (text) => JSON.parse(text.replaceAll(large, `"n${large}"`), (_, value) => (/^n\d+$/.test(value) ? BigInt(value.slice(1)) : value));
+  const client = connect({ parse, cursor: "e.0.origin", transport: "sse" });
+  const heard = hears(client, 2);
+  (await next("/rt/sse")).stream(`${HELLO()}id: e.1.a\ndata: {"n":${large}}\n\nid: e.2.b\ndata: no JSON\n\n`);
+  assert.deepEqual((await heard).map((event) => event.data), [{ n: BigInt(large) }, "no JSON"]);
+  const polling = connect({ parse, cursor: "e.0.origin", transport: "polling" });
+  const polled = hears(polling, 2);
+  const { response } = await next("/rt/polling");
+  response.writeHead(200, { "Content-Type": "application/json" });
+  response.end(`{"events":[{"id":"a","cursor":"e.1.a","type":"t","data":{"n":${large}},"at":7},{"id":"b","cursor":"e.2.b","type":"t","text":"no JSON","at":7}],"cursor":"e.2.b","more":false,"gap":null,"wait":30}`);
+  assert.deepEqual((await polled).map((event) => event.data), [{ n: BigInt(large) }, "no JSON"]);
 });
