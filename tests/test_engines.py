@@ -360,6 +360,25 @@ def test_behaviours_24_25_54_three_tabs_one_stream(
     assert all(seen(each)["streams"]["most"] <= 1 for each in tabs[1:])
 
 
+def test_behaviours_19_24_closed_before_it_leads(engine: Engine, tab: Tab, server: Unruly) -> None:
+    """Closed before, while or after tabs.js is loaded, or between that and its start: such a
+    client holds no lock, and the next client of the person has a connection."""
+    assert soon(tab, "window.ready")
+    tab.run(
+        "for (let turns = 0; turns < 12; turns += 1) {"
+        " start({name: 'ada'});"
+        " for (let turn = 0; turn < turns; turn += 1)"
+        "   await (turn > 8 ? new Promise((resolve) => setTimeout(resolve)) : null);"
+        " rt.close(); }"
+    )
+    start(tab, name="ada")
+    other = engine.tab()
+    other.open(server.page())
+    start(other, name="ada")
+    assert [seen(each)["state"]["role"] for each in (tab, other)] == ["leader", "follower"]
+    server.until_open(1)
+
+
 def test_behaviour_26_a_leader_that_hangs(engine: Engine, tab: Tab, server: Unruly) -> None:
     """A tab whose event loop is blocked loses the lead, and follows when it wakes up."""
     other = engine.tab()

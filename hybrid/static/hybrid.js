@@ -682,7 +682,7 @@ export function connect(url, options = {}) {
     if (name && options.share !== false && navigator?.locks && BroadcastChannel) {
       try {
         const { share } = await import("./tabs.js");
-        driver = share(machine, key, tell, acts, options);
+        if (!over.aborted) driver = share(machine, key, tell, acts, options);
       } catch {}
     }
     await null; // so that listeners added right after connect() hear of everything

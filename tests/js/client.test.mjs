@@ -398,6 +398,56 @@ test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   assert.match((await error).message, /longer than maxBuffer/);
 });
 
+/** Web Locks, which this Node may lack: one holder a name, the others in turn. */
+function giveLocks(t) {
+  const held = new Map();
+  const queue = [];
+  const next = (name) => {
+    const index = queue.findIndex((each) => each.name === name);
+    if (held.has(name) || index < 0) return;
+    const [{ hold, resolve }] = queue.splice(index, 1);
+    held.set(name, hold);
+    Promise.resolve(hold()).then(() => {
+      held.delete(name);
+      resolve();
+      next(name);
+    });
+  };
+  const locks = {
+    request: (name, { signal }, hold) =>
+      new Promise((resolve, reject) => {
+        const waiting = { name, hold, resolve };
+        queue.push(waiting);
+        signal?.addEventListener("abort", () => {
+          if (!queue.includes(waiting)) return;
+          queue.splice(queue.indexOf(waiting), 1);
+          reject(signal.reason);
+        });
+        queueMicrotask(() => next(name));
+      }),
+  };
+  const before = Object.getOwnPropertyDescriptor(globalThis, "navigator");
+  Object.defineProperty(globalThis, "navigator", { value: { locks }, configurable: true });
+  t.after(() => (before ? Object.defineProperty(globalThis, "navigator", before) : delete globalThis.navigator));
+  return held;
+}
+
+test("19 24 a client that is closed before, while or after tabs.js is loaded leads nobody", async (t) => {
+  const { connect } = await site(t);
+  const held = giveLocks(t);
+  for (let turns = 0; turns < 30; turns += 1) {
+    const client = connect({ name: "ada" });
+    for (let turn = 0; turn < turns; turn += 1) await null;
+    client.close();
+    // The last of what it may still do, also where the file is loaded for the first time.
+    await import("../../hybrid/static/tabs.js");
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(held.size, 0, `closed after ${turns} turns, it holds the lock`);
+    assert.equal(client.state.status, "closed");
+  }
+  await becomes(connect({ name: "ada" }), (state) => state.role === "leader");
+});
+
 test("31 55 a storage as pages have it: the cursor, and that streams did not work, until close()", async (t) => {
   const { connect, next } = await site(t);
   const kept = new Map();
