@@ -371,7 +371,8 @@ export function createMachine(
 
     start({ polling }) {
       attempts = 0;
-      const known = auto && (polling || pollUntil > now);
+      // Later than that it was written before the clock was set back.
+      const known = auto && (polling || (pollUntil > now && pollUntil <= now + LONGEST));
       method = streaming && !known ? "sse" : "polling";
       probeDelay = known && t.probe;
       probeAt = known && now + random() * t.soon;
@@ -485,6 +486,19 @@ export function parseCursor(text) {
   return id && [epoch, +offset, id];
 }
 
+let ahead = 0; // milliseconds by which the computer's clock was set back
+let latest = 0;
+
+/**
+ * The computer's clock, which counts sleep, but never back: where it is set back, time goes on from
+ * what was read last, and no deadline moves away by more than has passed since.
+ */
+function clock() {
+  const now = Date.now();
+  ahead = Math.max(ahead, latest - now);
+  return (latest = now + ahead);
+}
+
 /** What `act` returns, or `otherwise` where it throws. */
 function attempt(act, otherwise) {
   try {
@@ -562,8 +576,9 @@ export function connect(url, options = {}) {
       for (const message of inbox) {
         // Hidden, or pagehide: the page may be left.
         if (/hid/.test(message.type)) savedAt = 0;
-        const effects = driver.handle(message, Date.now());
+        const effects = driver.handle(message, clock());
         const next = driver.state;
+        if (next.retryAt) next.retryAt -= ahead; // which a page compares with Date.now()
         if (Object.keys(next).some((key) => next[key] !== state[key])) {
           state = Object.freeze(next);
           emit("state", state); // first, so that listeners see the state that goes with their event
@@ -573,11 +588,11 @@ export function connect(url, options = {}) {
     } finally {
       inbox.length = 0;
     }
-    if (Date.now() > savedAt + 1000) {
+    if (clock() > savedAt + 1000) {
       const { cursor, pollUntil } = machine;
       // The first cursor at once: Firefox may end the pagehide listener of a page that is left
       // before it saves. An older cursor repeats events, where none loses them.
-      savedAt = cursor && Date.now();
+      savedAt = cursor && clock();
       if (persist && !over.aborted) store(JSON.stringify({ cursor, pollUntil }));
     }
     // One timer for everything. It may fire early, never late: deadlines mostly move away.
@@ -588,7 +603,7 @@ export function connect(url, options = {}) {
       timer = setTimeout(() => {
         timerAt = Infinity;
         tell("tick");
-      }, at - Date.now());
+      }, at - clock());
     }
   };
 

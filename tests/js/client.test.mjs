@@ -448,11 +448,63 @@ test("19 24 a client that is closed before, while or after tabs.js is loaded lea
   await becomes(connect({ name: "ada" }), (state) => state.role === "leader");
 });
 
-test("31 55 a storage as pages have it: the cursor, and that streams did not work, until close()", async (t) => {
-  const { connect, next } = await site(t);
+function giveStorage(t) {
   const kept = new Map();
   globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
   t.after(() => delete globalThis.sessionStorage);
+  return kept;
+}
+
+/** A clock that the test sets back by an hour. */
+function turnedBack(t) {
+  const { now } = Date;
+  t.after(() => (Date.now = now));
+  return () => (Date.now = () => now() - 3_600_000);
+}
+
+test("57 the clock is set back an hour: retries go on, and retryAt is of the clock as it is now", async (t) => {
+  const { connect, next } = await site(t);
+  const back = turnedBack(t);
+  const client = connect({ transport: "sse" });
+  (await next("/rt/sse")).refuse(503);
+  await becomes(client, (state) => state.status === "waiting");
+  back();
+  (await next("/rt/sse")).refuse(503);
+  const { retryAt } = await becomes(client, (state) => state.attempt === 2);
+  assert.ok(retryAt > Date.now() - 60_000 && retryAt < Date.now() + 60_000);
+});
+
+test("57 the clock is set back an hour: a stream that stalls is ended", async (t) => {
+  const { connect, next } = await site(t);
+  const back = turnedBack(t);
+  const client = connect({ timings: { ...FAST, stall: 100 } });
+  (await next("/rt/sse")).stream(HELLO().replace("15000", "10"));
+  await becomes(client, (state) => state.isConnected);
+  back();
+  assert.match((await becomes(client, (state) => state.error)).error.message, /stalled/);
+});
+
+test("57 the clock is set back an hour: polls that are not held go on, and the cursor is kept", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = giveStorage(t);
+  const back = turnedBack(t);
+  const client = connect({ transport: "polling" });
+  const poll = async (offset) => (await next("/rt/polling")).json({ events: [], cursor: `e.${offset}.id${offset}`, more: false, gap: null, wait: 30 });
+  await poll(1);
+  await becomes(client, (state) => state.isConnected);
+  back();
+  const since = Date.now();
+  for (let offset = 2; ; offset += 1) {
+    await poll(offset);
+    const [text] = kept.values();
+    if (JSON.parse(text).cursor !== "e.1.id1") break; // it is kept once a second
+    assert.ok(Date.now() < since + 20_000, "nothing is kept any more");
+  }
+});
+
+test("31 55 a storage as pages have it: the cursor, and that streams did not work, until close()", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = giveStorage(t);
   const client = connect({ cursor: "e.0.origin" });
   for (let tries = 0; tries < 3; tries += 1) (await next("/rt/sse")).refuse(502);
   (await next("/rt/polling")).json({ events: [], cursor: "e.2.id2", more: false, gap: null, wait: 30 });
