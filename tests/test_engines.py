@@ -282,19 +282,16 @@ def test_behaviour_22_seen_again(tab: Tab, server: Unruly) -> None:
 
 
 def test_behaviour_57_the_clock_is_set_back(tab: Tab, server: Unruly) -> None:
-    """By an hour: a stream that stalls is ended, a retry comes, and polls that are not held go on."""
+    """By an hour: a stream that stalls is ended, a retry comes, and polls go on."""
     server.tell(heartbeat=100, sse=["stall"])
     start(tab, timings={"stall": 300})
     tab.run("const { now } = Date; Date.now = () => now() - 3_600_000")
     server.tell(emit=1, always=502)
     until(tab, 'rt.state.activeMethod === "polling" && heard.length === 1')
     assert "stalled" in seen(tab)["errors"][0]
-    tab.run("look(true)")  # polls of a hidden page are not held
     server.tell(emit=2)
     until(tab, "heard.length === 3")
-    server.tell(emit=2)
-    until(tab, "heard.length === 5")
-    assert seen(tab)["heard"] == [1, 2, 3, 4, 5]
+    assert seen(tab)["heard"] == [1, 2, 3]
 
 
 def test_behaviour_23_back_and_forward(engine: Engine, tab: Tab, server: Unruly) -> None:

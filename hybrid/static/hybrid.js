@@ -552,7 +552,8 @@ const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
 export function connect(url, options = {}) {
   const { topics = [], name, persist = true, headers, onAuth, credentials } = options;
   const base = url.replace(/\/+$/, "");
-  const key = `hybrid:${base}?${topics}#${name}`; // somebody else's page begins anew
+  // Somebody else's page begins anew; JSON, so that no two of them are written alike.
+  const key = `hybrid:${JSON.stringify([base, [...topics].sort(), name])}`;
   const { document, navigator, BroadcastChannel } = globalThis;
   // Storage may be full, forbidden or missing; then nothing is remembered.
   const store = (text) => attempt(() => (sessionStorage[key] = text));

@@ -455,6 +455,28 @@ function giveStorage(t) {
   return kept;
 }
 
+test("27 two connections have one key only if address, topics and name are the same, in whatever order", async (t) => {
+  const { connect } = await site(t);
+  const kept = giveStorage(t);
+  const connections = [
+    { topics: ["x,y"] },
+    { topics: ["x", "y"] },
+    { topics: ["#a"], name: "b" },
+    { topics: [], name: "a#b" },
+    { topics: [], name: "b" },
+    { topics: [], name: "undefined" },
+    {},
+  ];
+  for (const [index, options] of connections.entries()) {
+    await becomes(connect({ ...options, share: false }), (state) => state.status === "connecting");
+    await null; // it is kept after those who listen have heard
+    assert.equal(kept.size, index + 1, JSON.stringify(options));
+  }
+  await becomes(connect({ topics: ["y", "x"] }), (state) => state.status === "connecting");
+  await null;
+  assert.equal(kept.size, connections.length);
+});
+
 /** A clock that the test sets back by an hour. */
 function turnedBack(t) {
   const { now } = Date;
