@@ -435,9 +435,10 @@ def test_behaviour_27_names_never_meet(engine: Engine, tab: Tab, server: Unruly)
     assert seen(other)["heard"] == []
 
 
-@pytest.mark.parametrize("strip", ["locks", "BroadcastChannel", "EventSource"])
+@pytest.mark.parametrize("strip", ["locks", "BroadcastChannel", "cookies", "EventSource"])
 def test_behaviour_28_without_locks_or_channel(tab: Tab, server: Unruly, strip: str) -> None:
-    """Every tab works alone; and nobody needs EventSource."""
+    """Every tab works alone, also where they are there and refuse, as in Firefox with cookies
+    blocked; and nobody needs EventSource."""
     tab.open(server.page(f"strip={strip}"))
     start(tab, name="ada")
     server.tell(emit=2)

@@ -341,7 +341,7 @@ export function createMachine(
     answer({ body }, request) {
       const { events, cursor, gap, more } = body ?? {};
       if (!Array.isArray(events) || !cursor) return failed("not a poll");
-      main = error = null;
+      error = null;
       phase = "live";
       bus = body.bus ?? bus;
       // Polls have failed as well: it was the server and not the stream, no need to wait for long.
@@ -353,6 +353,7 @@ export function createMachine(
         news = hear({ ...event, data, method: "polling" }) || news;
       }
       commit(cursor);
+      main = null; // only now: were the above to fail, its time would still run out
       // A server that holds polls is asked again at once, one that does not when it suggests.
       // Which it is shows at the second poll: the first asks for an answer without delay. One that
       // says again what it has said, as it may while it has no log, has not held it.
@@ -508,6 +509,17 @@ function attempt(act, otherwise) {
   }
 }
 
+/** What `act` throws reaches the page's error handler, and stops nothing here. */
+function guard(act) {
+  try {
+    act();
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
+  }
+}
+
 const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
 
 // -- the shell
@@ -573,8 +585,8 @@ export function connect(url, options = {}) {
   // before it caused has happened.
   const tell = (type, more) => {
     if (inbox.push({ ...more, type }) > 1) return;
-    try {
-      for (const message of inbox) {
+    for (const message of inbox) {
+      guard(() => {
         // Hidden, or pagehide: the page may be left.
         if (/hid/.test(message.type)) savedAt = 0;
         const effects = driver.handle(message, clock());
@@ -584,11 +596,10 @@ export function connect(url, options = {}) {
           state = Object.freeze(next);
           emit("state", state); // first, so that listeners see the state that goes with their event
         }
-        for (const [what, value] of effects) acts[what] ? acts[what](value) : emit(what, value);
-      }
-    } finally {
-      inbox.length = 0;
+        for (const [what, value] of effects) guard(() => (acts[what] ? acts[what](value) : emit(what, value)));
+      });
     }
+    inbox.length = 0;
     if (clock() > savedAt + 1000) {
       const { cursor, pollUntil } = machine;
       // The first cursor at once: Firefox may end the pagehide listener of a page that is left
@@ -613,14 +624,7 @@ export function connect(url, options = {}) {
     for (const [wanted, listener] of [...listeners]) {
       if (over.aborted) return;
       if (wanted === type || wanted === `${type.slice(0, wanted.length - 1)}*`) {
-        try {
-          listener(value);
-        } catch (error) {
-          // is the page's, not ours
-          setTimeout(() => {
-            throw error;
-          });
-        }
+        guard(() => listener(value));
       }
     }
   };
@@ -662,7 +666,8 @@ export function connect(url, options = {}) {
         }
         tell("answer", { n, body: await response.json() });
       } catch (error) {
-        tell("fail", { n, message: error?.message ?? error });
+        // A hook may throw anything; other tabs are told of it.
+        tell("fail", { n, message: attempt(() => String(error?.message ?? error), "unknown") });
       }
       // Also where somebody's own fetch did not heed the signal; otherwise long over.
       acts.abort(request);
@@ -695,12 +700,12 @@ export function connect(url, options = {}) {
   const looked = () => tell(document?.hidden ? "hidden" : "visible");
   listen(document, "visibilitychange", looked);
   (async () => {
-    if (name && options.share !== false && navigator?.locks && BroadcastChannel) {
-      try {
+    try {
+      if (name && options.share !== false && navigator?.locks && BroadcastChannel) {
         const { share } = await import("./tabs.js");
         if (!over.aborted) driver = share(machine, key, tell, acts, options);
-      } catch {}
-    }
+      }
+    } catch {}
     await null; // so that listeners added right after connect() hear of everything
     looked();
     tell("start");

@@ -246,11 +246,9 @@ test("a client that is closed at once asks for nothing", async (t) => {
   await new Promise(setImmediate);
 });
 
-test("35 a listener that throws stops nobody else, and the error is not swallowed", async (t) => {
-  const { connect, next } = await site(t);
-  const client = connect();
+/** The messages of what reaches the page's error handler: it is thrown from a timer without delay. */
+function reported(t) {
   const thrown = [];
-  // It is thrown from a timer without delay, where it reaches the page's error handler.
   const { setTimeout } = globalThis;
   globalThis.setTimeout = (call, ...rest) =>
     rest.length
@@ -259,13 +257,20 @@ test("35 a listener that throws stops nobody else, and the error is not swallowe
           assert.throws(call, (error) => thrown.push(error.message) > 0);
         });
   t.after(() => (globalThis.setTimeout = setTimeout));
+  return thrown;
+}
+
+test("35 a listener that throws stops nobody else, and the error is not swallowed", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const thrown = reported(t);
   client.on("tick", () => {
     throw new Error("of the page");
   });
   const heard = hears(client, 2, "tick");
   (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
   await heard;
-  await new Promise((resolve) => setTimeout(resolve));
+  await new Promise((resolve) => setTimeout(resolve, 1));
   assert.deepEqual(thrown, ["of the page", "of the page"]);
 });
 
@@ -475,6 +480,78 @@ test("27 two connections have one key only if address, topics and name are the s
   await becomes(connect({ topics: ["y", "x"] }), (state) => state.status === "connecting");
   await null;
   assert.equal(kept.size, connections.length);
+});
+
+/** The same global, for the time of a test. */
+function replace(t, name, value) {
+  const before = globalThis[name];
+  globalThis[name] = value;
+  t.after(() => (globalThis[name] = before));
+}
+
+const refuse = () => {
+  throw new DOMException("The operation is insecure.", "SecurityError");
+};
+
+for (const [what, break_] of Object.entries({
+  "a channel that cannot be had": (t) => replace(t, "BroadcastChannel", class { constructor() { refuse(); } }),
+  "locks that cannot be had": () => Object.defineProperty(navigator, "locks", { get: refuse }),
+  "locks that refuse at once": () => (navigator.locks.request = refuse),
+  "locks that refuse later": () => (navigator.locks.request = async () => refuse()),
+})) {
+  test(`28 with ${what} a tab works alone`, async (t) => {
+    const { connect, next } = await site(t);
+    giveLocks(t);
+    break_(t);
+    const client = connect({ name: "ada" });
+    const heard = hears(client, 2);
+    const call = (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+    await becomes(client, (state) => state.lastEvent);
+    assert.equal(client.state.role, "solo");
+    call.response.destroy();
+    (await next("/rt/sse")).stream(HELLO("e.1.id1") + EVENT(2));
+    assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+  });
+}
+
+test("28 a hook that throws no error is a failure like any other, for all tabs", async (t) => {
+  const { connect, next } = await site(t);
+  giveLocks(t);
+  const things = [new Response("", { status: 500 }), undefined, Object.create(null), Symbol("thing"), { message: {} }];
+  const client = connect({ name: "ada", transport: "sse", headers: async () => { if (things.length) throw things.shift(); } });
+  const messages = [];
+  client.on("error", ({ message }) => messages.push(message));
+  const follower = connect({ name: "ada" });
+  await becomes(follower, (state) => state.role === "follower" && state.error);
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+  await Promise.all([client, follower].map((each) => becomes(each, (state) => state.lastEvent)));
+  assert.deepEqual(messages, ["[object Response]", "undefined", "unknown", "Symbol(thing)", "[object Object]"]);
+});
+
+test("28 what one effect throws stops neither the others nor the timer", async (t) => {
+  const { connect, next } = await site(t);
+  giveLocks(t);
+  const thrown = reported(t);
+  replace(t, "BroadcastChannel", class { postMessage() { refuse(); } close() { refuse(); } });
+  const client = connect({ name: "ada" });
+  const heard = hears(client, 2);
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+  await becomes(client, (state) => state.lastEvent);
+  client.reconnect();
+  (await next("/rt/sse")).stream(HELLO("e.1.id1") + EVENT(2));
+  assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+  client.close();
+  await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.deepEqual(new Set(thrown), new Set(["The operation is insecure."]));
+});
+
+test("17 an answer that is no poll after all is a failure, and is asked again", async (t) => {
+  const { connect, next } = await site(t);
+  reported(t);
+  const client = connect({ transport: "polling", timings: { ...FAST, open: 200 } });
+  (await next("/rt/polling")).json({ events: [null], cursor: "e.1.id1" });
+  (await next("/rt/polling")).json({ events: [], cursor: "e.1.id1" });
+  assert.equal((await becomes(client, (state) => state.isConnected && !state.error)).activeMethod, "polling");
 });
 
 /** A clock that the test sets back by an hour. */
