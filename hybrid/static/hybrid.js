@@ -366,7 +366,7 @@ export function createMachine(
     answer({ body }, request) {
       const { events, cursor, gap, more } = body ?? {};
       if (!Array.isArray(events) || !cursor) return failed("not a poll");
-      main = error = null;
+      error = null;
       phase = "live";
       proven = true;
       liveAt = Math.min(liveAt, now);
@@ -380,6 +380,7 @@ export function createMachine(
         news = hear({ ...event, data, method: "polling" }) || news;
       }
       commit(cursor);
+      main = null; // only now: were the above to fail, its time would still run out
       // A server that holds polls is asked again at once, one that does not when it suggests.
       // Which it is shows at the second poll: the first asks for an answer without delay. One that
       // says again what it has said, as it may while it has no log, has not held it.
@@ -399,7 +400,8 @@ export function createMachine(
 
     start({ polling }) {
       attempts = 0;
-      const known = auto && (polling || pollUntil > now);
+      // Later than that it was written before the clock was set back.
+      const known = auto && (polling || (pollUntil > now && pollUntil <= now + LONGEST));
       method = streaming && !known ? "sse" : "polling";
       probeDelay = known && t.probe;
       probeAt = known && now + random() * t.soon;
@@ -514,12 +516,36 @@ export function parseCursor(text) {
   return id && [epoch, +offset, id];
 }
 
+let ahead = 0; // milliseconds by which the computer's clock was set back
+let latest = 0;
+
+/**
+ * The computer's clock, which counts sleep, but never back: where it is set back, time goes on from
+ * what was read last, and no deadline moves away by more than has passed since.
+ */
+function clock() {
+  const now = Date.now();
+  ahead = Math.max(ahead, latest - now);
+  return (latest = now + ahead);
+}
+
 /** What `act` returns, or `otherwise` where it throws. */
 function attempt(act, otherwise) {
   try {
     return act();
   } catch {
     return otherwise;
+  }
+}
+
+/** What `act` throws reaches the page's error handler, and stops nothing here. */
+function guard(act) {
+  try {
+    act();
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
   }
 }
 
@@ -574,7 +600,8 @@ const parse = (text) => attempt(() => JSON.parse(text));
 export function connect(url, options = {}) {
   const { topics = [], name, persist = true, headers, onAuth, credentials } = options;
   const base = url.replace(/\/+$/, "");
-  const key = `hybrid:${base}?${topics}#${name}`; // somebody else's page begins anew
+  // Somebody else's page begins anew; JSON, so that no two of them are written alike.
+  const key = `hybrid:${JSON.stringify([base, [...topics].sort(), name])}`;
   const { document, navigator, BroadcastChannel } = globalThis;
   // Storage may be full, forbidden or missing; then nothing is remembered.
   const store = (text) => attempt(() => (sessionStorage[key] = text));
@@ -595,7 +622,7 @@ export function connect(url, options = {}) {
     const { cursor, pollUntil } = machine;
     // The first cursor at once: Firefox may end the pagehide listener of a page that is left
     // before it saves. An older cursor repeats events, where none loses them.
-    savedAt = cursor && Date.now();
+    savedAt = cursor && clock();
     if (persist) store(JSON.stringify({ cursor, pollUntil }));
   };
 
@@ -603,22 +630,22 @@ export function connect(url, options = {}) {
   // before it caused has happened.
   const tell = (type, more) => {
     if (inbox.push({ ...more, type }) > 1) return;
-    try {
-      for (const message of inbox) {
+    for (const message of inbox) {
+      guard(() => {
         // Hidden, or pagehide: the page may be left.
         if (/hid/.test(message.type)) savedAt = 0;
-        const effects = driver.handle(message, Date.now());
+        const effects = driver.handle(message, clock());
         const next = driver.state;
+        if (next.retryAt) next.retryAt -= ahead; // which a page compares with Date.now()
         if (Object.keys(next).some((key) => next[key] !== state[key])) {
           state = Object.freeze(next);
           emit("state", state); // first, so that listeners see the state that goes with their event
         }
-        for (const [what, value] of effects) acts[what] ? acts[what](value) : emit(what, value);
-      }
-    } finally {
-      inbox.length = 0;
+        for (const [what, value] of effects) guard(() => (acts[what] ? acts[what](value) : emit(what, value)));
+      });
     }
-    if (!over.aborted && Date.now() > savedAt + 1000) save();
+    inbox.length = 0;
+    if (!over.aborted && clock() > savedAt + 1000) save();
     // One timer for everything. It may fire early, never late: deadlines mostly move away.
     const at = driver.wakeAt;
     if (at < timerAt) {
@@ -627,7 +654,7 @@ export function connect(url, options = {}) {
       timer = setTimeout(() => {
         timerAt = Infinity;
         tell("tick");
-      }, at - Date.now());
+      }, at - clock());
     }
   };
 
@@ -636,14 +663,7 @@ export function connect(url, options = {}) {
     for (const [wanted, listener] of [...listeners]) {
       if (over.aborted) return;
       if (wanted === type || wanted === `${type.slice(0, wanted.length - 1)}*`) {
-        try {
-          listener(value);
-        } catch (error) {
-          // is the page's, not ours
-          setTimeout(() => {
-            throw error;
-          });
-        }
+        guard(() => listener(value));
       }
     }
   };
@@ -699,7 +719,8 @@ export function connect(url, options = {}) {
         }
         tell("answer", { n, body: (options.parse ?? JSON.parse)(await response.text()) });
       } catch (error) {
-        tell("fail", { n, message: error?.message ?? error });
+        // A hook may throw anything; other tabs are told of it.
+        tell("fail", { n, message: attempt(() => String(error?.message ?? error), "unknown") });
       }
       // Also where somebody's own fetch did not heed the signal; otherwise long over.
       acts.abort(request);
@@ -732,12 +753,12 @@ export function connect(url, options = {}) {
   const looked = () => tell(document?.hidden ? "hidden" : "visible");
   listen(document, "visibilitychange", looked);
   (async () => {
-    if (name && options.share !== false && !options.parse && navigator?.locks && BroadcastChannel) {
-      try {
+    try {
+      if (name && options.share !== false && !options.parse && navigator?.locks && BroadcastChannel) {
         const { share } = await import("./tabs.js");
-        driver = share(machine, key, tell, acts, options);
-      } catch {}
-    }
+        if (!over.aborted) driver = share(machine, key, tell, acts, options);
+      }
+    } catch {}
     await null; // so that listeners added right after connect() hear of everything
     looked();
     tell("start");

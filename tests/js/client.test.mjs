@@ -249,11 +249,9 @@ test("a client that is closed at once asks for nothing", async (t) => {
   await new Promise(setImmediate);
 });
 
-test("35 a listener that throws stops nobody else, and the error is not swallowed", async (t) => {
-  const { connect, next } = await site(t);
-  const client = connect();
+/** The messages of what reaches the page's error handler: it is thrown from a timer without delay. */
+function reported(t) {
   const thrown = [];
-  // It is thrown from a timer without delay, where it reaches the page's error handler.
   const { setTimeout } = globalThis;
   globalThis.setTimeout = (call, ...rest) =>
     rest.length
@@ -262,13 +260,20 @@ test("35 a listener that throws stops nobody else, and the error is not swallowe
           assert.throws(call, (error) => thrown.push(error.message) > 0);
         });
   t.after(() => (globalThis.setTimeout = setTimeout));
+  return thrown;
+}
+
+test("35 a listener that throws stops nobody else, and the error is not swallowed", async (t) => {
+  const { connect, next } = await site(t);
+  const client = connect();
+  const thrown = reported(t);
   client.on("tick", () => {
     throw new Error("of the page");
   });
   const heard = hears(client, 2, "tick");
   (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
   await heard;
-  await new Promise((resolve) => setTimeout(resolve));
+  await new Promise((resolve) => setTimeout(resolve, 1));
   assert.deepEqual(thrown, ["of the page", "of the page"]);
 });
 
@@ -557,11 +562,207 @@ test("40 an event beyond maxBuffer is a failure that says so", async (t) => {
   assert.match((await error).message, /longer than maxBuffer/);
 });
 
-test("31 55 a storage as pages have it: the cursor, and that streams did not work, also after close()", async (t) => {
-  const { connect, next } = await site(t);
+/** Web Locks, which this Node may lack: one holder a name, the others in turn. */
+function giveLocks(t) {
+  const held = new Map();
+  const queue = [];
+  const next = (name) => {
+    const index = queue.findIndex((each) => each.name === name);
+    if (held.has(name) || index < 0) return;
+    const [{ hold, resolve }] = queue.splice(index, 1);
+    held.set(name, hold);
+    Promise.resolve(hold()).then(() => {
+      held.delete(name);
+      resolve();
+      next(name);
+    });
+  };
+  const locks = {
+    request: (name, { signal }, hold) =>
+      new Promise((resolve, reject) => {
+        const waiting = { name, hold, resolve };
+        queue.push(waiting);
+        signal?.addEventListener("abort", () => {
+          if (!queue.includes(waiting)) return;
+          queue.splice(queue.indexOf(waiting), 1);
+          reject(signal.reason);
+        });
+        queueMicrotask(() => next(name));
+      }),
+  };
+  const before = Object.getOwnPropertyDescriptor(globalThis, "navigator");
+  Object.defineProperty(globalThis, "navigator", { value: { locks }, configurable: true });
+  t.after(() => (before ? Object.defineProperty(globalThis, "navigator", before) : delete globalThis.navigator));
+  return held;
+}
+
+test("19 24 a client that is closed before, while or after tabs.js is loaded leads nobody", async (t) => {
+  const { connect } = await site(t);
+  const held = giveLocks(t);
+  for (let turns = 0; turns < 30; turns += 1) {
+    const client = connect({ name: "ada" });
+    for (let turn = 0; turn < turns; turn += 1) await null;
+    client.close();
+    // The last of what it may still do, also where the file is loaded for the first time.
+    await import("../../hybrid/static/tabs.js");
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.equal(held.size, 0, `closed after ${turns} turns, it holds the lock`);
+    assert.equal(client.state.status, "closed");
+  }
+  await becomes(connect({ name: "ada" }), (state) => state.role === "leader");
+});
+
+function giveStorage(t) {
   const kept = new Map();
   globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
   t.after(() => delete globalThis.sessionStorage);
+  return kept;
+}
+
+test("27 two connections have one key only if address, topics and name are the same, in whatever order", async (t) => {
+  const { connect } = await site(t);
+  const kept = giveStorage(t);
+  const connections = [
+    { topics: ["x,y"] },
+    { topics: ["x", "y"] },
+    { topics: ["#a"], name: "b" },
+    { topics: [], name: "a#b" },
+    { topics: [], name: "b" },
+    { topics: [], name: "undefined" },
+    {},
+  ];
+  for (const [index, options] of connections.entries()) {
+    await becomes(connect({ ...options, share: false }), (state) => state.status === "connecting");
+    await null; // it is kept after those who listen have heard
+    assert.equal(kept.size, index + 1, JSON.stringify(options));
+  }
+  await becomes(connect({ topics: ["y", "x"] }), (state) => state.status === "connecting");
+  await null;
+  assert.equal(kept.size, connections.length);
+});
+
+/** The same global, for the time of a test. */
+function replace(t, name, value) {
+  const before = globalThis[name];
+  globalThis[name] = value;
+  t.after(() => (globalThis[name] = before));
+}
+
+const refuse = () => {
+  throw new DOMException("The operation is insecure.", "SecurityError");
+};
+
+for (const [what, break_] of Object.entries({
+  "a channel that cannot be had": (t) => replace(t, "BroadcastChannel", class { constructor() { refuse(); } }),
+  "locks that cannot be had": () => Object.defineProperty(navigator, "locks", { get: refuse }),
+  "locks that refuse at once": () => (navigator.locks.request = refuse),
+  "locks that refuse later": () => (navigator.locks.request = async () => refuse()),
+})) {
+  test(`28 with ${what} a tab works alone`, async (t) => {
+    const { connect, next } = await site(t);
+    giveLocks(t);
+    break_(t);
+    const client = connect({ name: "ada" });
+    const heard = hears(client, 2);
+    const call = (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+    await becomes(client, (state) => state.lastEvent);
+    assert.equal(client.state.role, "solo");
+    call.response.destroy();
+    (await next("/rt/sse")).stream(HELLO("e.1.id1") + EVENT(2));
+    assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+  });
+}
+
+test("28 a hook that throws no error is a failure like any other, for all tabs", async (t) => {
+  const { connect, next } = await site(t);
+  giveLocks(t);
+  const things = [new Response("", { status: 500 }), undefined, Object.create(null), Symbol("thing"), { message: {} }];
+  const client = connect({ name: "ada", transport: "sse", headers: async () => { if (things.length) throw things.shift(); } });
+  const messages = [];
+  client.on("error", ({ message }) => messages.push(message));
+  const follower = connect({ name: "ada" });
+  await becomes(follower, (state) => state.role === "follower" && state.error);
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+  await Promise.all([client, follower].map((each) => becomes(each, (state) => state.lastEvent)));
+  assert.deepEqual(messages, ["[object Response]", "undefined", "unknown", "Symbol(thing)", "[object Object]"]);
+});
+
+test("28 what one effect throws stops neither the others nor the timer", async (t) => {
+  const { connect, next } = await site(t);
+  giveLocks(t);
+  const thrown = reported(t);
+  replace(t, "BroadcastChannel", class { postMessage() { refuse(); } close() { refuse(); } });
+  const client = connect({ name: "ada" });
+  const heard = hears(client, 2);
+  (await next("/rt/sse")).stream(HELLO() + EVENT(1));
+  await becomes(client, (state) => state.lastEvent);
+  client.reconnect();
+  (await next("/rt/sse")).stream(HELLO("e.1.id1") + EVENT(2));
+  assert.deepEqual((await heard).map((event) => event.data), [1, 2]);
+  client.close();
+  await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.deepEqual(new Set(thrown), new Set(["The operation is insecure."]));
+});
+
+test("17 an answer that is no poll after all is a failure, and is asked again", async (t) => {
+  const { connect, next } = await site(t);
+  reported(t);
+  const client = connect({ transport: "polling", timings: { ...FAST, open: 200 } });
+  (await next("/rt/polling")).json({ events: [null], cursor: "e.1.id1" });
+  (await next("/rt/polling")).json({ events: [], cursor: "e.1.id1" });
+  assert.equal((await becomes(client, (state) => state.isConnected && !state.error)).activeMethod, "polling");
+});
+
+/** A clock that the test sets back by an hour. */
+function turnedBack(t) {
+  const { now } = Date;
+  t.after(() => (Date.now = now));
+  return () => (Date.now = () => now() - 3_600_000);
+}
+
+test("57 the clock is set back an hour: retries go on, and retryAt is of the clock as it is now", async (t) => {
+  const { connect, next } = await site(t);
+  const back = turnedBack(t);
+  const client = connect({ transport: "sse" });
+  (await next("/rt/sse")).refuse(503);
+  await becomes(client, (state) => state.status === "waiting");
+  back();
+  (await next("/rt/sse")).refuse(503);
+  const { retryAt } = await becomes(client, (state) => state.attempt === 2);
+  assert.ok(retryAt > Date.now() - 60_000 && retryAt < Date.now() + 60_000);
+});
+
+test("57 the clock is set back an hour: a stream that stalls is ended", async (t) => {
+  const { connect, next } = await site(t);
+  const back = turnedBack(t);
+  const client = connect({ timings: { ...FAST, stall: 100 } });
+  (await next("/rt/sse")).stream(HELLO().replace("15000", "10"));
+  await becomes(client, (state) => state.isConnected);
+  back();
+  assert.match((await becomes(client, (state) => state.error)).error.message, /stalled/);
+});
+
+test("57 the clock is set back an hour: polls that are not held go on, and the cursor is kept", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = giveStorage(t);
+  const back = turnedBack(t);
+  const client = connect({ transport: "polling" });
+  const poll = async (offset) => (await next("/rt/polling")).json({ events: [], cursor: `e.${offset}.id${offset}`, more: false, gap: null, wait: 30 });
+  await poll(1);
+  await becomes(client, (state) => state.isConnected);
+  back();
+  const since = Date.now();
+  for (let offset = 2; ; offset += 1) {
+    await poll(offset);
+    const [text] = kept.values();
+    if (JSON.parse(text).cursor !== "e.1.id1") break; // it is kept once a second
+    assert.ok(Date.now() < since + 20_000, "nothing is kept any more");
+  }
+});
+
+test("31 55 a storage as pages have it: the cursor, and that streams did not work, also after close()", async (t) => {
+  const { connect, next } = await site(t);
+  const kept = giveStorage(t);
   const client = connect({ cursor: "e.0.origin" });
   for (let tries = 0; tries < 3; tries += 1) (await next("/rt/sse")).refuse(502);
   (await next("/rt/polling")).json({ events: [], cursor: "e.2.id2", more: false, gap: null, wait: 30 });
@@ -581,9 +782,7 @@ test("31 55 a storage as pages have it: the cursor, and that streams did not wor
 
 test("31 who closes and connects again goes on from where it was, and with persist: false begins at now", async (t) => {
   const { connect, next } = await site(t);
-  const kept = new Map();
-  globalThis.sessionStorage = new Proxy({}, { get: (_, key) => kept.get(key), set: (_, key, value) => kept.set(key, value) });
-  t.after(() => delete globalThis.sessionStorage);
+  giveStorage(t);
   const first = connect();
   (await next("/rt/sse")).stream(HELLO() + EVENT(1) + EVENT(2));
   await hears(first, 2);

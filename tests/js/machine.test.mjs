@@ -60,6 +60,13 @@ test("3 a network error and a wrong type count like a refusal", () => {
   assert.equal(bench.last().kind, "polling");
 });
 
+test("55 57 that streams did not work is remembered for ten minutes of any clock", () => {
+  const begins = (pollUntil) => new Bench({ pollUntil }).start().last().kind;
+  assert.equal(begins(1_000_000 + 600_000), "polling");
+  assert.equal(begins(1_000_000 + 3_600_000), "sse", "written before the clock was set back");
+  assert.equal(begins(1_000_000 - 1), "sse");
+});
+
 test("4 a probe that is greeted takes over; nothing is lost, nothing comes twice", () => {
   const bench = new Bench({ cursor: "e.0.origin" }).start().toPolling();
   bench.answer({ events: [item(1)], cursor: item(1).cursor }).toProbe();
