@@ -1,5 +1,6 @@
 """Sending events from a process without Flask: a task queue, a cron job, a shell."""
 
+import math
 import os
 import random
 import threading
@@ -9,6 +10,7 @@ from typing import Any
 
 from hybrid.audience import Audience, Names
 from hybrid.bus.courier import Courier, Errand
+from hybrid.bus.diagnosis import diagnose
 from hybrid.bus.outbox import load
 from hybrid.bus.store import FAILURE, Store, Stored
 from hybrid.config import Settings
@@ -20,6 +22,9 @@ BUDGET = 1.5
 """Seconds until an emit gives up."""
 JOIN = 1.0
 """Seconds that `close` waits for a call that is under way."""
+LIFETIME = 30.0
+"""Seconds that a connection is used. After a failover behind one address the old primary may go on
+to take events which nobody hears of; nothing else tells who only writes."""
 
 
 class Publisher:
@@ -53,6 +58,8 @@ class Publisher:
             )
         self._max_bytes = max_event_bytes or settings.max_event_bytes
         self._store = Store(settings.url, settings.namespace)
+        self._made_at = -math.inf
+        """When the connections that are in use were begun with."""
         self._budget = budget
         # An encoder of one's own may break lines, which would end an event's frame.
         self._encode = encode if encode is to_json else lambda data: on_one_line(encode(data))
@@ -136,7 +143,7 @@ class Publisher:
             delay = min(1.0, delay * 2) * (0.5 + random.random() / 2)
             if time.monotonic() + delay >= end:
                 raise NotStored(
-                    f"Redis could not be reached ({error}); emit {events[0].id} again",
+                    f"{diagnose(error)}; emit {events[0].id} again",
                     [event.id for event in events],
                 ) from error
             time.sleep(delay)
@@ -155,5 +162,13 @@ class Publisher:
 
     def _store_lists(self, lists: Sequence[Sequence[Event]]) -> list[list[Stored]]:
         events = [event for each in lists for event in each]
-        places = iter(self._store.publish(events, new_epoch=random_id()))
+        now = time.monotonic()
+        if now - self._made_at > LIFETIME:
+            self._made_at = now
+            self._store.renew()
+        try:
+            places = iter(self._store.publish(events, new_epoch=random_id()))
+        except FAILURE:
+            self._made_at = -math.inf  # the next try goes to where the address leads by then
+            raise
         return [[next(places) for _ in each] for each in lists]

@@ -499,7 +499,7 @@ def test_a_fork_of_an_application_emits_by_itself(server: RedisServer) -> None:
 def test_flask_hybrid_explains_itself(server: RedisServer) -> None:
     """Mistakes are sentences, not tracebacks."""
     for arguments, url, told in [
-        (["tail"], "redis://127.0.0.1:1", "cannot be reached"),
+        (["tail"], "redis://127.0.0.1:1", "Redis is out of reach"),
         (["emit", "a"], "memory://", "redis://"),
         (["tail"], "memory://", "redis://"),
         (["emit", "a", "text"], server.url, "not JSON"),

@@ -894,7 +894,7 @@ def test_r64_errors_of_redis_are_outages(server: RedisServer, start: Start, erro
             client.client_kill_filter(_type="pubsub")
         assert one.emit(2) == ["outbox", "outbox"]
         assert one.bus.state == "degraded"
-        named = {"OOM": "memory", "READONLY": "ReadOnly"}.get(error, "Auth")
+        named = {"OOM": "memory", "READONLY": "read-only"}.get(error, "login")
         # A connection that was broken may be noticed before the reason is heard.
         one.until(lambda: re.search(named, one.bus.trouble), "the reason is not told")
         if error == "OOM":
@@ -923,7 +923,7 @@ def test_r64_a_redis_that_is_loading_is_waited_for(
     loading = threading.Thread(target=server.start, args=slow)
     loading.start()
     stack.callback(loading.join)
-    one.until(lambda: "Loading" in one.bus.trouble, "it is not loading")
+    one.until(lambda: "loading" in one.bus.trouble, "it is not loading")
     assert one.emit(2) == ["outbox", "outbox"]
     with server.client() as client:
         client.config_set("key-load-delay", 0)

@@ -5,13 +5,13 @@ what a repetition means. redis-py's defaults would wait for up to a minute, and 
 have been stored.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from hybrid.config import TLS_OPTIONS, check_redis_url
 from hybrid.errors import ConfigError
@@ -20,6 +20,50 @@ TIMEOUT = 0.4
 """Seconds for connecting, and for each answer. A new connection asks up to seven times; and a name
 is looked up without any bound. So nobody who must not wait makes a call of their own."""
 CONNECTIONS = 32
+
+# A mixin of classes that have no types of their own.
+_Pool: Any = redis.ConnectionPool if TYPE_CHECKING else object
+
+
+class _Renewable(_Pool):  # type: ignore[misc]
+    """A pool whose connections can be given up together, while others use them.
+
+    Nobody closes a connection under somebody else's call: one that is in use is closed when it is
+    put back, and one that is idle is made anew when it is next taken out.
+    """
+
+    age = 0
+
+    def renew(self) -> None:
+        """No command that begins from now on uses a connection that was made before."""
+        self.age += 1
+
+    def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        age = self.age
+        connection = super().get_connection(*arguments, **options)
+        made = getattr(connection, "hybrid_age", age)
+        connection.hybrid_age = self.age
+        if made != connection.hybrid_age:
+            try:
+                connection.disconnect()
+                connection.connect()
+            except BaseException:
+                self.release(connection)
+                raise
+        return connection
+
+    def release(self, connection: Any) -> None:
+        if getattr(connection, "hybrid_age", self.age) != self.age:
+            connection.disconnect()
+        super().release(connection)
+
+
+class _WaitingPool(_Renewable, redis.BlockingConnectionPool):
+    """Who comes when all connections are in use waits for one."""
+
+
+class _SentinelPool(_Renewable, SentinelConnectionPool):
+    """To the master that the Sentinels name."""
 
 
 def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTIONS) -> "redis.Redis":
@@ -48,12 +92,20 @@ def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     try:
         if scheme.endswith("+sentinel"):
             return _by_sentinel(scheme, rest, options, timeout, connections)
-        pool = redis.BlockingConnectionPool.from_url(
-            url, max_connections=connections, timeout=timeout, **options
-        )
+        pool = _WaitingPool.from_url(url, max_connections=connections, timeout=timeout, **options)
     except (ValueError, redis.RedisError) as error:
         raise ConfigError(f"the Redis URL cannot be used: {error}") from None
     return redis.Redis(connection_pool=pool)
+
+
+def renew(client: "redis.Redis") -> None:
+    """Have its next command make a new connection, to where the address leads by then.
+
+    After a failover behind one address (a name, a proxy, a Kubernetes Service) the connections
+    that were open before lead to the old server, for as long as they are used. Safe while other
+    threads use them: a call that is under way ends on the connection that it has.
+    """
+    client.connection_pool.renew()  # type: ignore[attr-defined]
 
 
 def disconnect(client: "redis.Redis") -> None:
@@ -105,6 +157,7 @@ def _by_sentinel(
     )
     client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
         unquote(service),
+        connection_pool_class=_SentinelPool,
         db=int(query.get("db") or db or 0),
         # That pool does not wait for a connection, but fails: so there are some to spare.
         max_connections=2 * connections,

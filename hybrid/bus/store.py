@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from hybrid.audience import Audience
-from hybrid.bus.connect import TIMEOUT, connect, disconnect
+from hybrid.bus.connect import TIMEOUT, connect, disconnect, renew
 from hybrid.errors import InvalidEvent
 from hybrid.events import (
     ENDINGS,
@@ -43,6 +43,17 @@ REPLICA_MS = 250
 
 LUA = Path(__file__).with_name("lua")
 NOBODY = Audience()
+
+
+class GivenUp(redis.ConnectionError):
+    """An answer that came over a connection which had been given up meanwhile.
+
+    It may be that of a server that is no longer the one that the address leads to. And it says
+    nothing about the connections that there are now.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the connection was given up while the answer was on its way")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,7 @@ class Store:
             "" if max_bytes is None else max_bytes,
         )
         self._mark = f"{base}:ack"
+        self._age = 0
         self.client = connect(url, timeout=timeout, connections=READERS)
         # What rings the bell goes the way of what stores: so that way is tried and kept warm.
         self._storing = connect(url, timeout=timeout, connections=1)
@@ -143,7 +155,9 @@ class Store:
     def _append(self, new_epoch: str, *events: str) -> Sequence[Any]:
         arguments = [self.channel, new_epoch, *self._bounds, *events]
         for _ in range(AGAIN):
+            age = self._age
             answer: Sequence[Any] = self._publish(keys=self.keys, args=arguments)
+            self._require(age)
             if answer[0]:
                 return answer
         raise redis.RedisError("the ids of the log are lost as soon as they are read")
@@ -160,7 +174,9 @@ class Store:
         if position is not None:
             after = (position.epoch, position.offset, position.mark)
         now = time.time_ns() // 1_000_000
+        age = self._age
         verdict, *rest = self._read(keys=self.keys[:2], args=[*after, PAGE, PAGE_BYTES])
+        self._require(age)
         if not rest:
             return Page(verdict, None, ())
         epoch, offset, mark, *fields = rest
@@ -196,6 +212,20 @@ class Store:
             pubsub.close()
             raise
         return pubsub
+
+    def renew(self) -> None:
+        """Give all connections up: what is asked from now on is asked where the address leads now.
+
+        A call that is under way raises `GivenUp`, whatever its answer is. A subscription stays
+        where it is, until it is made anew.
+        """
+        self._age += 1
+        for client in (self.client, self._storing):
+            renew(client)
+
+    def _require(self, age: int) -> None:
+        if age != self._age:
+            raise GivenUp
 
     def close(self) -> None:
         """Drop all connections."""
