@@ -15,6 +15,10 @@ RESERVED = CONTROL = "hybrid."
 """Types below this prefix are the protocol's own; an application that could send
 `hybrid.bye` could end every client's stream."""
 
+CONTROLS = {"hybrid.disconnect": "acted on", "hybrid.revoke": "acted on"}
+"""The types below that prefix which a log may hold, and what becomes of them: every instance acts
+on them, or they are `delivered` to clients as well, with the audience that they have."""
+
 MAX_CURSOR = 256
 ORIGIN = "origin"
 """The mark of a cursor at offset 0, before the first event."""
@@ -34,6 +38,7 @@ MAX_TOGETHER = 1000
 """Events that are stored in one step: Redis does nothing else meanwhile."""
 
 _ID = re.compile(r"[A-Za-z0-9_~-]{1,64}")
+_MARK = re.compile(r"[A-Za-z0-9_~-]{1,64}(?:\.[0-9a-f]{8})?")
 
 
 def check_id(id: str) -> str:
@@ -41,6 +46,11 @@ def check_id(id: str) -> str:
     if not isinstance(id, str) or not _ID.fullmatch(id):
         raise InvalidEvent(f"an id has 1 to 64 characters of A-Z a-z 0-9 _ ~ -, not {id!r:.60}")
     return id
+
+
+def is_position(epoch: str, mark: str) -> bool:
+    """Whether an epoch and a mark are of a cursor's form: they are written into streams."""
+    return bool(_ID.fullmatch(epoch) and _MARK.fullmatch(mark))
 
 
 def chain(prev: str, id: str) -> str:

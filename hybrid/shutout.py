@@ -55,6 +55,9 @@ class ShutOut:
         reason = ENDINGS.get(event.type)
         if reason is None or not isinstance(event.data, dict):
             return None
+        user = event.data.get("user")
+        if not isinstance(user, str):
+            return None
         now = self._wall()
         fresh = abs(now - event.at) <= SKEW_MS
-        return str(event.data.get("user")), now if fresh else event.at, reason
+        return user, now if fresh else event.at, reason

@@ -89,6 +89,11 @@ DIAGNOSES = {
         "add ?ssl_ca_certs=/path/to/ca.pem of the CA that signed it to HYBRID_URL",
         answers=False,
     ),
+    "FOREIGN": Diagnosis(
+        "the log in Redis has an epoch or an id that no cursor can have: another program wrote it",
+        "delete the keys {…}:log, {…}:meta and {…}:ids of HYBRID_NAMESPACE, and let nobody else"
+        " write them (docs/redis.md)",
+    ),
     "DEAF": Diagnosis(
         "Redis answers, but what is published does not arrive here",
         "allow the user the channel (ACL SETUSER … &…); a proxy in between has to pass SUBSCRIBE",
@@ -111,10 +116,11 @@ _CODE_OF_CLASS = {
     "AuthenticationWrongNumberOfArgsError": "NOAUTH",
     "MaxConnectionsError": "",
     "Deaf": "DEAF",
+    "Foreign": "FOREIGN",
 }
 _CODE_IN_TEXT = re.compile(
     r"\b(OOM|READONLY|MOVED|CLUSTERDOWN|LOADING|MASTERDOWN|WRONGTYPE|NOPERM|NOAUTH|MISCONF"
-    r"|NOREPLICAS)\b"
+    r"|NOREPLICAS|FOREIGN)\b"
 )
 _PHRASES = (
     ("ACL failure in script", "NOPERM"),

@@ -15,7 +15,17 @@ import redis
 from hybrid.audience import Audience
 from hybrid.bus.connect import TIMEOUT, connect, disconnect, renew
 from hybrid.errors import InvalidEvent
-from hybrid.events import CONTROL, MAX_OFFSET, Cursor, Event, chain, check_type
+from hybrid.events import (
+    CONTROL,
+    CONTROLS,
+    MAX_OFFSET,
+    Cursor,
+    Event,
+    chain,
+    check_id,
+    check_type,
+    is_position,
+)
 from hybrid.wire import to_json
 
 FAILURE = (redis.RedisError, OSError)
@@ -32,6 +42,16 @@ REPLICA_MS = 250
 """Milliseconds that replicas have to confirm; less than `TIMEOUT`, in which the answer comes."""
 
 LUA = Path(__file__).with_name("lua")
+
+
+PUBLISH = (LUA / "publish.lua").read_text()
+"""The script that docs/redis.md gives to other programs: it refuses the protocol's own types."""
+PUBLISH_OWN = PUBLISH.replace("local OWN = false", "local OWN = true")
+"""The package's: it takes them, and does not read again what `emit` has checked."""
+
+
+class Foreign(redis.RedisError, ValueError):
+    """The log has a position that is none: written into a stream, it could forge lines there."""
 
 
 class GivenUp(redis.ConnectionError):
@@ -54,8 +74,21 @@ class Stored:
 
 
 def following(epoch: str, offset: int, prev: str, id: str) -> Stored:
-    """The place of the event with this id that follows the one with the mark `prev`."""
+    """The place of the event with this id that follows the one with the mark `prev`.
+
+    Raises `Foreign` for what cannot be a place.
+    """
+    try:
+        check_id(id)
+    except InvalidEvent as error:
+        raise Foreign(str(error)) from None
+    _require_position(epoch, prev)
     return Stored(Cursor(epoch, offset, chain(prev, id)), prev)
+
+
+def _require_position(epoch: str, mark: str) -> None:
+    if not is_position(epoch, mark):
+        raise Foreign(f"no epoch and mark of a cursor: {epoch!r:.80}, {mark!r:.80}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +139,9 @@ class Store:
         self.client = connect(url, timeout=timeout, connections=READERS)
         # What rings the bell goes the way of what stores: so that way is tried and kept warm.
         self._storing = connect(url, timeout=timeout, connections=1)
-        self._publish, self._read, self._probe = (
-            client.register_script((LUA / f"{name}.lua").read_text())
-            for name, client in (
-                ("publish", self._storing),
-                ("read", self.client),
-                ("probe", self._storing),
-            )
-        )
+        self._publish = self._storing.register_script(PUBLISH_OWN)
+        self._read = self.client.register_script((LUA / "read.lua").read_text())
+        self._probe = self._storing.register_script((LUA / "probe.lua").read_text())
 
     def publish(self, events: Sequence[Event], *, new_epoch: str) -> list[Stored]:
         """Store events, in order, in one step; those that the log has already stay as they are.
@@ -166,6 +194,7 @@ class Store:
         if not rest:
             return Page(verdict, None, ())
         epoch, offset, mark, *fields = rest
+        _require_position(epoch, mark)
         return Page(
             verdict,
             Cursor(epoch, int(offset), mark),
@@ -239,7 +268,8 @@ def decode(id: str, text: str, now: int) -> Event:
     try:
         fields = json.loads(text)
         type = fields["type"]
-        if not (isinstance(type, str) and type.startswith(CONTROL)):
+        what = CONTROLS.get(type) if isinstance(type, str) else None
+        if what is None:
             check_type(type)
         is_text = "text" in fields
         body = fields["text"] if is_text else to_json(fields.get("data"))
@@ -247,9 +277,11 @@ def decode(id: str, text: str, now: int) -> Event:
             raise InvalidEvent("text must be a string")
         body.encode()
         audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
+        if what == "acted on":
+            audience = Audience()  # whatever it says: nobody is shown an order
         return Event(id, type, body, _time(int(fields.get("at", now)), now), audience, is_text)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, InvalidEvent):
-        return Event(id, "hybrid.invalid", "null", now, Audience.of(users=()))
+        return Event(id, CONTROL + "invalid", "null", now, Audience())
 
 
 def _time(at: int, now: int) -> int:

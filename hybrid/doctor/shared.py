@@ -161,7 +161,7 @@ def skewed(seconds: float, whose: str) -> Finding:
 
 def _round_trip(store: Any, settings: Settings, denied: type[Exception]) -> Finding:
     """An event that nobody sees, stored by the script and heard by a subscription."""
-    event = Event(random_id(), "hybrid.doctor", "null", time.time_ns() // 1_000_000, Audience())
+    event = Event(random_id(), "doctor", "null", time.time_ns() // 1_000_000, Audience())
     try:
         bell = store.subscribe()
         try:

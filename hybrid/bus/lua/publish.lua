@@ -11,6 +11,8 @@
 -- The mark of an event is its id and a digest of all up to it, so that no other log has the same
 -- one: `epoch.offset.mark` is a cursor.
 
+-- Whether only types are brought that have been checked, the protocol's own among them.
+local OWN = false
 local log, meta, ids = KEYS[1], KEYS[2], KEYS[3]
 local FIRST = 6
 local ENVELOPE = 200   -- about what an entry takes beside its JSON
@@ -30,11 +32,24 @@ for i = FIRST, #ARGV, 2 do
   if #ARGV[i] > 64 or not string.match(ARGV[i], '^[%w_~-]+$') then
     return redis.error_reply('ERR an event id has 1 to 64 characters of A-Z a-z 0-9 _ ~ -')
   end
+  if not OWN then
+    local read, event = pcall(cjson.decode, ARGV[i + 1] or '')
+    local kind = read and type(event) == 'table' and event['type']
+    if type(kind) ~= 'string' then
+      return redis.error_reply('ERR an event is a JSON object with a type')
+    end
+    if string.sub(kind, 1, 7) == 'hybrid.' then
+      return redis.error_reply('ERR types that start with hybrid. are reserved for the protocol')
+    end
+  end
 end
 
 local head = redis.call('HMGET', meta, 'epoch', 'offset', 'mark', 'max_events', 'max_ms',
   'max_bytes', 'bytes', 'indexed', 'twice')
 local epoch, offset, prev = head[1], tonumber(head[2]), head[3]
+if epoch and (#epoch > 64 or not string.match(epoch, '^[%w_~-]+$')) then
+  return redis.error_reply('ERR FOREIGN: the log has an epoch that no cursor can have')
+end
 local max_events = tonumber(ARGV[3]) or tonumber(head[4]) or 10000
 local max_ms = tonumber(ARGV[4]) or tonumber(head[5]) or 3600000
 local max_bytes = tonumber(ARGV[5]) or tonumber(head[6]) or 67108864
