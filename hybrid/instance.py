@@ -98,8 +98,8 @@ class Instance:
         self.emitted: Counter[str] = Counter()
         self.problems: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
-        """Requests that a limit or a bound refused, by its name; those for lack of a free connection
-        the hub counts."""
+        """Requests that a limit or a bound refused, by its name; those for lack of a free
+        connection the hub counts."""
         self.polls = 0
         self.pollers = Distinct()
         self.alone = True
