@@ -97,8 +97,8 @@ class Instance:
         self.emitted: Counter[str] = Counter()
         self.problems: Counter[int] = Counter()
         self.refused: Counter[str] = Counter()
-        """Requests that a limit or a bound refused, by its name; who was refused for want of room
-        the hub counts."""
+        """Requests that a limit or a bound refused, by its name; those for lack of a free
+        connection the hub counts."""
         self.polls = 0
         self.pollers = Distinct()
         self.alone = True
@@ -256,7 +256,7 @@ class Instance:
         )
 
     def refusals(self) -> dict[str, int]:
-        """Requests that were refused for want of room or by a limit, by reason."""
+        """Requests that were refused for lack of a free connection or by a limit, by reason."""
         return {"full": self.hub.refused} | self.refused
 
     def alerts(self) -> list[str]:

@@ -309,6 +309,15 @@ def test_a_vendored_file_is_what_its_authors_published() -> None:
         assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == digest, name
 
 
+def test_who_was_refused_is_told_with_the_reason(chromium: Browser, server: Server) -> None:
+    """In the table of endings: here a browser that reported too much."""
+    report = {"message": "again", "place": "loop.js:1"}
+    while server.call("POST", f"{PREFIX}/report", report)[0] != 429:
+        pass
+    with Monitor(chromium, server) as monitor:
+        monitor.shows("reasons", "refused", "reports")
+
+
 def test_the_page_is_small(tmp_path: Path) -> None:
     """All that it loads, compressed, is under 60 KB."""
     import gzip

@@ -29,7 +29,7 @@ def told(site: Site) -> dict[str, int]:
 
 
 def test_refusals_are_counted_by_reason(make_site: MakeSite) -> None:
-    """A 429 as well as a want of room; the page used to say that there were none."""
+    """A 429 as well as a 503; the page used to say that there were none."""
     site = make_site(
         LIMIT_POLLS="2 per minute",
         LIMIT_USER_CONNECTIONS="3 per minute",

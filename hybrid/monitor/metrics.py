@@ -89,7 +89,7 @@ COUNTED = (
         "connections",
         "refused_by",
         "reason",
-        "Requests refused for want of room or by a limit.",
+        "Requests refused for lack of a free connection or by a limit.",
     ),
     (
         "hybrid_resumes",

@@ -185,7 +185,7 @@ const TILES = [
     spark: (c, i) => c.resumed[i] + c.unresumed[i],
   },
   {
-    id: "errors", label: "Errors and drops", about: "Errors of the servers, clients that were cut because they did not read, and requests that were refused for want of room or by a limit, in the last five minutes; the table of endings says which. What browsers reported is told beside them, and counts in no alert: anybody can send it.",
+    id: "errors", label: "Errors and drops", about: "Errors of the servers, clients that were cut because they did not read, and requests that were refused for lack of a free connection or by a limit, in the last five minutes; the table of endings says which. What browsers reported is told beside them, and counts in no alert: anybody can send it.",
     main: (_, c) => [compact(["errors", "slow", "refused"].reduce((all, name) => all + sum(c, name, 300), 0)), "in 5 min"],
     sub: (_, c) => `${compact(sum(c, "errors", 300))} ${sum(c, "errors", 300) === 1 ? "error" : "errors"} · ${compact(sum(c, "slow", 300))} slow · ${compact(sum(c, "refused", 300))} refused${sum(c, "reported", 300) ? ` · ${compact(sum(c, "reported", 300))} by browsers` : ""}`,
     level: (_, c) => (sum(c, "errors", 300) + sum(c, "slow", 300) + sum(c, "refused", 300) ? "amber" : ""),
