@@ -306,6 +306,12 @@ class Pump:
     def _watch(self, connection: Connection, now: float) -> None:
         since = connection.writing_since
         if since is not None and now - since > self._stall:
+            if connection.rest is not None:
+                # Maybe it was this process that stood still, and the client has read meanwhile:
+                # the loop could not yet say that its socket has room.
+                self._bite(connection)
+                if connection.writing_since is None:
+                    return
             connection.cut()
             self._close(connection, "slow")
 

@@ -222,6 +222,29 @@ def test_r08_a_client_that_never_reads_holds_no_memory_and_delays_nobody() -> No
     assert stage.hub.held() == 1
 
 
+def test_a_client_is_not_slow_because_the_process_stood_still() -> None:
+    """It has read what there was while nothing ran here, and the loop has not said so yet."""
+    stage = Stage(stall=30)
+    client = Client(ALICE)
+    connection = stage.connect(client, room=2000, direct=True)
+    stage.settle([client])
+    for _ in range(20):
+        stage.emit(EVERYONE, pad=200)
+    stage.step_pump()
+    stage.step_pump()
+    assert connection.writing_since is not None, "its socket is full"
+    pipe = client.pipe
+    assert pipe is not None
+    told, pipe.on_room = pipe.on_room, None
+    client.receive(1 << 30)
+    pipe.on_room = told
+    stage.now += 60
+    stage.pump.beat()
+    assert connection.closed is None
+    stage.settle([client])
+    assert ticks(client) == list(range(1, 21))
+
+
 def test_a_lagging_client_that_falls_out_of_the_log_is_told_once() -> None:
     """hybrid.gap (overflow) with the new position as its id; then live events again."""
     stage = Stage(history=10)

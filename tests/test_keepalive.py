@@ -76,7 +76,6 @@ class Client:
         return json.loads(text)
 
     def close(self) -> None:
-        self.stop.set()
         self.thread.join(DEADLINE)
         self.connection.close()
         assert not self.thread.is_alive()
@@ -95,7 +94,7 @@ def poll(cursor: str) -> Callable[[Client], None]:
     def work(client: Client) -> None:
         since = cursor
         while not client.stop.is_set():
-            answer = client.ask("GET", f"{PREFIX}/polling?since={since}&wait=2")
+            answer = client.ask("GET", f"{PREFIX}/polling?since={since}&wait=1")
             if answer is not None:
                 if answer["gap"]:
                     client.failed.append(answer)
@@ -147,9 +146,12 @@ def test_no_request_meets_a_connection_that_the_hub_closes(
         while any(len(set(client.found)) < len(wanted) for client in pollers):
             assert time.monotonic() < end, [len(set(client.found)) for client in pollers]
             time.sleep(0.05)
-        for client in (*posters, *pollers, operator):
+        everybody = (*posters, *pollers, operator)
+        for client in everybody:
+            client.stop.set()
+        for client in everybody:
             client.close()
-    assert [client.failed for client in (*posters, *pollers, operator) if client.failed] == []
+    assert [client.failed for client in everybody if client.failed] == []
     for client in pollers:
         assert len(client.found) == len(wanted) == POSTS * EACH, "twice, or never"
         assert set(client.found) == wanted
