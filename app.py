@@ -31,6 +31,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ from flask import (
     session,
     url_for,
 )
+from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -353,6 +355,15 @@ def page(template: str, **context: Any) -> str | AnyResponse:
     return render_template(template, user=user, names=NAMES, csp_nonce=csp_nonce, **context)
 
 
+@pages.app_template_filter("moment")
+def moment(ms: int) -> Markup:
+    """A time as an element, for pages without a script that knows the reader's time zone."""
+    at = datetime.fromtimestamp(ms / 1000, UTC)
+    return Markup('<time datetime="{}">{}</time>').format(
+        at.isoformat(timespec="seconds"), f"{at:%d %b %Y, %H:%M} UTC"
+    )
+
+
 def csp_nonce() -> str:
     """What allows this response's inline script, the import map, and no other."""
     if "csp_nonce" not in g:
@@ -478,7 +489,9 @@ def announce(event: str, report: Report, *, by: User) -> None:
         )
         # The same as HTML, for pages that ask for it by its topic: they have no script to draw it.
         what, title = event.removeprefix("report."), report["title"]
-        html = render_template("htmx_activity.html", what=what, by=by.name, title=title)
+        html = render_template(
+            "htmx_activity.html", what=what, by=by.name, title=title, at=unix_ms()
+        )
         realtime.emit("html.activity", text=html, topics=[f"html:{report['author']}", "html:all"])
     except HybridError:
         # The report is stored and the user is to know; dashboards show it when next loaded.

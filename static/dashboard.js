@@ -2,7 +2,7 @@
 
 import { connect } from "flask-hybrid";
 import { createDashboard } from "flask-hybrid/dashboard";
-import { absolute, ago, change, clock, GAPS, METHODS, money, reduce, send, streamSwitch, TIMINGS, totals, VERBS } from "./reports.js";
+import { absolute, ago, change, clock, connection, GAPS, money, reduce, send, streamSwitch, TIMINGS, totals, VERBS } from "./reports.js";
 
 const page = document.body.dataset;
 const people = JSON.parse(page.people);
@@ -228,13 +228,11 @@ function tell(text, what, { at, method }) {
 }
 
 function showState() {
-  const { isConnected, activeMethod, error, retryAt, bus, stopped } = realtime.state;
-  find("method").textContent = isConnected ? METHODS[activeMethod] : stopped ? "Stopped" : "Connecting…";
+  const { activeMethod, error, stopped } = realtime.state;
+  const { word, line } = connection(realtime.state);
   document.querySelector(".pill").dataset.method = activeMethod ?? "none";
-  find("bus").textContent = bus ?? "–";
-  const seconds = retryAt ? Math.max(0, Math.round((retryAt - Date.now()) / 1000)) : 0;
-  const again = retryAt ? `, next attempt ${seconds ? `in ${seconds} s` : "now"}` : "";
-  find("trouble").textContent = error ? error.message + again : "none";
+  if (find("method").textContent !== word) find("method").textContent = word; // said aloud once
+  find("connection").textContent = find("connection").title = line;
   find("reconnect").hidden = !stopped;
   if (error?.status === 401) location.assign(page.login);
 }
@@ -248,3 +246,4 @@ realtime.on("gap", ({ reason }) => {
 reports.subscribe(draw);
 draw();
 setInterval(showState, 1000); // the countdown
+for (const change of ["online", "offline"]) addEventListener(change, showState);

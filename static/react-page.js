@@ -3,7 +3,7 @@
 import { createElement as h, StrictMode, useEffect, useRef, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { DashboardProvider, useDashboard, useHybridRealtime } from "flask-hybrid/react";
-import { absolute, ago, change, clock, METHODS, money, reduce, send, streamSwitch, TIMINGS, totals, VERBS } from "./reports.js";
+import { absolute, ago, change, clock, connection, money, reduce, send, streamSwitch, TIMINGS, totals, VERBS } from "./reports.js";
 
 const page = document.body.dataset;
 const people = JSON.parse(page.people);
@@ -55,13 +55,15 @@ function App() {
 }
 
 function LivePanel({ live, received, attempt }) {
-  const { isConnected, activeMethod, lastEvent, error, stopped, bus, reconnect } = live;
+  const { activeMethod, lastEvent, stopped, reconnect } = live;
   const [blocked, setBlocked] = useState(false);
+  useTick(1000, "online", "offline"); // the countdown
+  const { word, line } = connection(live);
   useEffect(() => {
     showBlocked = setBlocked;
   }, []);
-  const figure = (title, testid, value, wide) =>
-    h("div", { className: wide && "figure-wide" }, h("dt", null, title), h("dd", { "data-testid": testid }, value));
+  const figure = (title, testid, value, kind) =>
+    h("div", { className: kind }, h("dt", null, title), h("dd", { "data-testid": testid, title: value }, value));
   return h(
     "section",
     { className: "card live", "aria-labelledby": "live-title" },
@@ -73,16 +75,15 @@ function LivePanel({ live, received, attempt }) {
         "span",
         { className: "pill", "data-method": activeMethod ?? "none", role: "status" },
         h("span", { className: "pill-dot", "aria-hidden": true }),
-        h("span", { "data-testid": "method" }, isConnected ? METHODS[activeMethod] : stopped ? "Stopped" : "Connecting…"),
+        h("span", { "data-testid": "method" }, word),
       ),
     ),
     h(
       "dl",
       { className: "figures" },
-      figure("Last event", "last-event", lastEvent ? `${lastEvent.type} · ${clock.format(lastEvent.at ?? Date.now())}` : "none yet", true),
+      figure("Last event", "last-event", lastEvent ? `${lastEvent.type} · ${clock.format(lastEvent.at ?? Date.now())}` : "none yet", "figure-wide"),
       figure("Received", "received", received),
-      figure("Bus", "bus", bus ?? "–"),
-      figure("Trouble", "trouble", error?.message ?? "none", true),
+      figure("Connection", "connection", line, "figure-rest"),
     ),
     h(
       "div",
@@ -203,9 +204,10 @@ function Row({ report, touched, attempt }) {
 
 function Actions({ report, attempt }) {
   const [busy, setBusy] = useState(false);
+  const [comment, setComment] = useState(null); // null while nobody wants to write one
   const act = (method, path) => async () => {
     setBusy(true);
-    await attempt(() => send(method, `${page.reports}/${report.id}${path}`));
+    await attempt(() => send(method, `${page.reports}/${report.id}${path}`, { comment: comment ?? "" }));
     setBusy(false);
   };
   const button = (label, kind, testid, onClick) =>
@@ -215,7 +217,24 @@ function Actions({ report, attempt }) {
     { className: "row-actions" },
     page.decides &&
       report.status === "waiting" &&
-      h("div", { className: "decision" }, button("Reject", "", "reject", act("POST", "/reject")), button("Approve", "primary", "approve", act("POST", "/approve"))),
+      h(
+        "div",
+        { className: "decision" },
+        comment !== null &&
+          h(
+            "label",
+            { className: "comment" },
+            h("span", null, `Comment for ${name(report.author)}`),
+            h("input", { value: comment, maxLength: 500, autoComplete: "off", autoFocus: true, onChange: (event) => setComment(event.target.value) }),
+          ),
+        h(
+          "button",
+          { className: "button quiet", type: "button", "aria-expanded": comment !== null, onClick: () => setComment(comment === null ? "" : null) },
+          "Comment",
+        ),
+        button("Reject", "", "reject", act("POST", "/reject")),
+        button("Approve", "primary", "approve", act("POST", "/approve")),
+      ),
     page.removes && button("Delete", "quiet danger", "remove", act("DELETE", "")),
   );
 }
@@ -270,12 +289,22 @@ function Activity({ happenings }) {
   );
 }
 
-function Time({ at }) {
+/** Draw again every `ms`, and at these events of the window. */
+function useTick(ms, ...events) {
   const [, tick] = useState(0);
   useEffect(() => {
-    const timer = setInterval(() => tick((count) => count + 1), 30_000);
-    return () => clearInterval(timer);
+    const again = () => tick((count) => count + 1);
+    const timer = setInterval(again, ms);
+    for (const event of events) addEventListener(event, again);
+    return () => {
+      clearInterval(timer);
+      for (const event of events) removeEventListener(event, again);
+    };
   }, []);
+}
+
+function Time({ at }) {
+  useTick(30_000);
   return h("time", { dateTime: new Date(at).toISOString(), title: absolute.format(at) }, ago(at));
 }
 

@@ -8,6 +8,20 @@ export const GAPS = {
   overflow: "More has happened than this connection could take.",
 };
 export const METHODS = { sse: "SSE", polling: "Polling" };
+
+/** How the page is connected, in a word for the pill and in a line beside it. */
+export function connection({ isConnected, activeMethod, error, retryAt, bus, stopped }) {
+  const offline = !isConnected && !stopped && !navigator.onLine;
+  const word = isConnected ? METHODS[activeMethod] : stopped ? "Stopped" : offline ? "Offline" : "Connecting…";
+  if (offline) return { word, line: "no network; it goes on by itself" };
+  if (!error) {
+    const late = bus === "degraded" ? "news from other servers may be late" : "in order";
+    return { word, line: isConnected ? late : "being made" };
+  }
+  const seconds = retryAt ? Math.max(0, Math.round((retryAt - Date.now()) / 1000)) : 0;
+  const again = retryAt ? `; next attempt ${seconds ? `in ${seconds} s` : "now"}` : "";
+  return { word, line: error.message + again };
+}
 /** Shorter than the client's own, so that one can watch. */
 export const TIMINGS = { base: 400, cap: 5000, poll: 2000, probe: 3000, probeMax: 15_000 };
 
@@ -73,7 +87,7 @@ export async function send(method, url, body = {}) {
  */
 export function streamSwitch(shown) {
   const streams = new Set();
-  const refusal = () => new TypeError("streams are blocked by the switch");
+  const refusal = () => new TypeError("blocked by the switch");
   const tabs = new BroadcastChannel("block-sse");
   let blocked = false;
   const set = (on) => {

@@ -51,6 +51,24 @@ class Site:
         return self.client.post(PREFIX + path, json=body, headers={"X-User": user, **headers})
 
 
+@pytest.mark.parametrize(("user", "status"), [("", 401), ("stranger", 403)])
+def test_a_browser_that_may_not_look_gets_a_page(user: str, status: int) -> None:
+    """A person typed the address: under the same status they read what to do. A program gets
+    problem details as ever, and so do the endpoints that the page asks."""
+    site = Site(ANONYMOUS=False)
+    answer = site.get("/monitor", user, **HTML)
+    assert answer.status_code == status
+    assert answer.content_type == "text/html; charset=utf-8"
+    assert "no-store" in answer.headers["Cache-Control"]
+    assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    text = answer.get_data(as_text=True)
+    assert ("Log in to the application" if status == 401 else "can_monitor") in text
+    problem = "application/problem+json"
+    for path, headers in (("/monitor", {}), ("/monitor/history", HTML), ("/monitor/sse", HTML)):
+        plain = site.get(path, user, **headers)
+        assert (plain.status_code, plain.content_type) == (status, problem)
+
+
 @pytest.mark.parametrize("path", LOOKING)
 def test_it_is_off_unless_debug_or_allowed(path: str) -> None:
     """Without a hook nobody looks, but for debug mode; with one it alone decides."""

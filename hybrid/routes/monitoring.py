@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flask import Blueprint, Response, render_template, request, url_for
+from werkzeug.exceptions import HTTPException
 
 import hybrid
 from hybrid.audience import Identity
@@ -24,7 +25,7 @@ from hybrid.routes.answers import (
     app_state,
     json_answer,
 )
-from hybrid.routes.bounds import address_of
+from hybrid.routes.bounds import address_of, answer_refusal
 from hybrid.routes.origins import (
     require_own_origin,
     require_same_origin,
@@ -95,9 +96,15 @@ def operator(state: "AppState") -> Identity:
 def monitor() -> Response:
     """GET /monitor: the figures of the deployment as JSON; for a browser the page."""
     state = app_state()
-    identity = viewer(state)
+    wants_a_page = _wants_a_page()
+    try:
+        identity = viewer(state)
+    except HTTPException as error:
+        if wants_a_page and (error.code or 0) >= 400:
+            return _refusal(error)
+        raise
     notice_processes(state.instance())
-    if _wants_a_page():
+    if wants_a_page:
         return _page(state, identity)
     state.monitor().refresh()
     response = json_answer(to_json(state.monitor().picture()))
@@ -123,7 +130,24 @@ def _page(state: "AppState", identity: Identity) -> Response:
         version=hybrid.__version__,
         wall=request.args.get("wall") == "1",
     )
-    response = Bare(text, content_type="text/html; charset=utf-8")
+    return _as_page(Bare(text))
+
+
+def _refusal(error: HTTPException) -> Response:
+    """What a person reads in place of problem details, under the same status."""
+    response = answer_refusal(error)
+    page = render_template(
+        "hybrid/refused.html",
+        file=partial(url_for, ".client_file", version=hybrid.__version__),
+        status=response.status_code,
+        why=response.get_json(force=True)["detail"],
+    )
+    response.set_data(page)
+    return _as_page(response)
+
+
+def _as_page(response: Response) -> Response:
+    response.content_type = "text/html; charset=utf-8"
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["Cache-Control"] = "private, no-store"
     response.headers["Referrer-Policy"] = "same-origin"
