@@ -357,7 +357,7 @@ USUAL = history(60, 10, stored=100, resumed=1)
 CASES: list[tuple[str, Scene, str]] = [
     ("loop_lag", Scene(10_000, deployed(), history(300, 1, lag=450), USUAL), "450 ms"),
     ("redis_away", Scene(10_000, deployed(state="degraded", trouble="refused"), BASE, USUAL),
-        "1 of 1 instances cannot reach Redis (web-1:17: refused)"),
+        "1 of 1 instances are without the shared log (web-1:17)"),
     ("redis_slow", Scene(10_000, deployed(redis_ms=80), BASE, USUAL), "80 ms"),
     ("instance_gone", Scene(10_000, deployed(state="gone"), BASE, USUAL), "web-1:17"),
     ("fallback", Scene(10_000, deployed(clients={"sse": 60, "polling": 40}), BASE, USUAL),
