@@ -135,8 +135,7 @@ class Drain:
         lost = self._waiting()
         if lost > self._lost:
             logger.error(
-                "%d events wait in the outbox and are lost with this process: Redis is out of reach"
-                " (%s)",
+                "%d events wait in the outbox and are lost with this process: %s",
                 lost,
                 ", ".join(sorted({bus.trouble for bus in self.buses if bus.waiting})),
             )

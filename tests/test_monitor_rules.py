@@ -374,7 +374,7 @@ CASES: list[tuple[str, Scene, str]] = [
     ("blocked", Scene(10_000, deployed(loop_lag_ms=10_200), BASE, USUAL),
         "web-1:17 did not run for 10.2 s"),
     ("redis_away", Scene(10_000, deployed(state="degraded", trouble="refused"), BASE, USUAL),
-        "1 of 1 instances cannot reach Redis (web-1:17: refused)"),
+        "1 of 1 instances are without the shared log (web-1:17)"),
     ("redis_slow", Scene(10_000, deployed(redis_ms=80), BASE, USUAL), "80 ms"),
     ("instance_gone", Scene(10_000, deployed(state="gone"), BASE, USUAL), "web-1:17"),
     ("fallback", Scene(10_000, deployed(clients={"sse": 60, "polling": 40}), BASE, USUAL),

@@ -118,6 +118,7 @@ _CODE_IN_TEXT = re.compile(
 )
 _PHRASES = (
     ("ACL failure in script", "NOPERM"),
+    ("The user executing the script can't", "NOPERM"),
     ("WRONGPASS", "NOAUTH"),
     ("invalid username-password", "NOAUTH"),
     ("max number of clients", "MAXCLIENTS"),
@@ -126,6 +127,11 @@ _PHRASES = (
 _SCRIPT = re.compile(
     r"Error running script \(call to \S+\): |@user_script: ?\d+: |,? ?script: ?[0-9a-f]{40}.*$"
 )
+
+
+def is_known(error: BaseException) -> bool:
+    """Whether it is one of those with a cause of its own, whatever was asked."""
+    return bool(_code(error, str(error)))
 
 
 def diagnose(error: BaseException) -> Diagnosis:

@@ -27,6 +27,7 @@ import redis
 from hybrid.bus import Local, Receipt
 from hybrid.bus.copy import Copy
 from hybrid.bus.courier import Courier, Errand, Gate
+from hybrid.bus.diagnosis import diagnose, is_known
 from hybrid.bus.health import Health
 from hybrid.bus.listener import Listener
 from hybrid.bus.outbox import Outbox, load
@@ -362,15 +363,20 @@ class RedisBus:
         """Whether Redis takes everything but this event, which is dropped then.
 
         No list of errors tells that; but the script without an event fails where the trouble is
-        Redis' own, and the second time with it shows that the trouble has not just passed.
+        Redis' own, and the second time with it shows that the trouble has not just passed. A
+        right that is missing is no event's fault, and what only an event needs it for fails alone.
         """
-        if not isinstance(error, redis.ResponseError):
+        if not isinstance(error, redis.ResponseError) or is_known(error):
             return False
         self._store.found(self._new_id())
         try:
             self._store.publish([event], new_epoch=self._new_id())
         except redis.ResponseError as again:
+            if is_known(again):
+                return False
             self.dropped += 1
-            logger.error("Redis refuses the event %s, which is dropped: %s", event.id, again)
+            logger.error(
+                "Redis refuses the event %s, which is dropped: %s", event.id, diagnose(again)
+            )
             return True
         return False  # stored after all: the next try finds it there

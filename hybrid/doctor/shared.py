@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hybrid.audience import Audience
+from hybrid.bus.diagnosis import DIAGNOSES, diagnose
 from hybrid.config import SCHEMES, Settings
 from hybrid.doctor.finding import Finding
 from hybrid.events import Event, random_id
@@ -38,7 +39,7 @@ def look_at_log(settings: Settings, application: str = "") -> Iterator[Finding]:
         store.client.ping()
         took = time.monotonic() - began
     except (redis.RedisError, OSError) as error:
-        yield _unreachable(error)
+        yield _refusal(error, settings)
         store.close()
         return
     try:
@@ -67,20 +68,19 @@ def _strangers(settings: Settings, application: str) -> Iterator[Finding]:
         )
 
 
-def _unreachable(error: Exception) -> Finding:
-    said = str(error)
-    if "invalid username-password" in said or "NOAUTH" in said or "WRONGPASS" in said:
-        return Finding(
-            "fail", "Redis", f"refuses the login: {said}", "put user:password into the URL"
-        )
-    if "NOPERM" in said:
-        return Finding("fail", "Redis ACL", said, f"allow the user: {COMMANDS}")
-    return Finding(
-        "fail",
-        "Redis",
-        f"cannot be reached: {said}",
-        "start it, or correct HYBRID_URL; until then each worker serves its own clients alone",
-    )
+def _refusal(error: Exception, settings: Settings) -> Finding:
+    """What is wrong, and the fix: as the log, the health check and the monitor say it."""
+    found = diagnose(error)
+    where = f" ({found.where})" if found.where else ""
+    if found.what == DIAGNOSES["NOPERM"].what:
+        base = f"{{{settings.namespace}}}:*"
+        rights = " ".join(f"+{command}" for command in COMMANDS.split())
+        fix = f"ACL SETUSER … ~{base} &{base} {rights}"
+        return Finding("fail", "Redis ACL", f"{found.what}{where}", fix)
+    fix = found.fix
+    if not found.answers:
+        fix += "; until then each worker serves its own clients alone"
+    return Finding("fail", "Redis", f"{found.what}{where}", fix)
 
 
 def _facts(client: Any, denied: type[Exception]) -> Iterator[Finding]:
@@ -180,14 +180,7 @@ def _round_trip(store: Any, settings: Settings, denied: type[Exception]) -> Find
         finally:
             bell.close()
     except (denied, OSError) as error:
-        base = f"{{{settings.namespace}}}:*"
-        return Finding(
-            "fail",
-            "Redis ACL",
-            f"{error}",
-            f"ACL SETUSER … ~{base} &{base} "
-            + " ".join(f"+{command}" for command in COMMANDS.split()),
-        )
+        return _refusal(error, settings)
     return Finding(
         "fail",
         "Redis round trip",

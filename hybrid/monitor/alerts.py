@@ -95,9 +95,9 @@ def _redis_away(scene: Scene) -> Reading:
     away = [row for row in scene.live() if row["state"] == "degraded"]
     troubles = next((row["trouble"] for row in away if row["trouble"]), "")
     return len(away), (
-        f"{len(away)} of {len(scene.live())} instances cannot reach Redis ({_names(away)}"
-        f"{': ' if troubles else ''}{troubles}): events reach the clients of their own process"
-        " alone and wait in the outbox"
+        f"{len(away)} of {len(scene.live())} instances are without the shared log"
+        f" ({_names(away)}): events reach the clients of their own process alone and wait in the"
+        f" outbox. {troubles}"
     )
 
 

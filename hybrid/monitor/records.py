@@ -36,7 +36,7 @@ class Seen:
 
 
 class Away(Exception):
-    """The others are out of reach: Redis does not answer."""
+    """The others are out of reach: Redis does not answer, or refuses; the text says why."""
 
 
 class Records(Protocol):

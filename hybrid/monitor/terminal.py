@@ -24,7 +24,7 @@ def by_redis(url: str, namespace: str) -> Callable[[], dict[str, Any]]:
             seen, recent = records.read(), records.history(1, MINUTE)
             alerts = records.state().get("alerts")
         except Away as away:
-            raise NoFigures(f"Redis is out of reach: {away}") from away
+            raise NoFigures(str(away)) from away
         if not seen:
             raise NoFigures(f"no instance has been seen in namespace {namespace} for ten minutes")
         standing = json.loads(alerts)[2].values() if alerts else ()
