@@ -43,7 +43,7 @@ class Pair:
 
     def fail_over(self, variant: str) -> None:
         self.old.wait(1, int(DEADLINE * 1000))
-        self.new.execute_command("REPLICAOF", "NO", "ONE")
+        self.new.replicaof("NO", "ONE")
         self.address.repoint(self._ports[1])
         if variant == "replica":
             self.old.replicaof("127.0.0.1", self._ports[1])
@@ -204,7 +204,7 @@ def test_a_late_answer_of_the_old_primary_counts_for_nothing(pair: Pair) -> None
     try:
         store.found("e")  # the connection is there
         pair.old.wait(1, int(DEADLINE * 1000))
-        pair.new.execute_command("REPLICAOF", "NO", "ONE")
+        pair.new.replicaof("NO", "ONE")
         pair.address.repoint(pair._ports[1])
         pair.address.delay = 0.2  # half of what an answer may take
         publishing = threading.Thread(target=publish)
