@@ -29,6 +29,8 @@ worker_class = "gevent"
 # A quarter more than HYBRID_MAX_CONNECTIONS. At this number gunicorn stops accepting and new
 # clients just hang, health checks too; the lower cap of our own answers 503 in time.
 worker_connections = 12_500
+# The most that gunicorn takes, for addresses that name many topics; its default is half of that.
+limit_request_line = 8190
 timeout = 60
 graceful_timeout = 10
 keepalive = 5

@@ -15,7 +15,10 @@ from hybrid import Hybrid, Identity
 # Counted as everywhere, but all come from one address here.
 for name in ("CONNECTIONS", "CONNECTIONS_PER_USER", "CONNECTIONS_PER_IP"):
     os.environ.setdefault(f"HYBRID_MAX_{name}", "100000")
-for name in ("USER_CONNECTIONS", "IP_CONNECTIONS", "USER_RETURNS", "IP_RETURNS", "POLLS"):
+for name in (
+    *("USER_CONNECTIONS", "IP_CONNECTIONS", "USER_RETURNS", "IP_RETURNS"),
+    *("POLLS", "IP_REQUESTS"),
+):
     os.environ.setdefault(f"HYBRID_LIMIT_{name}", "1000000 per minute")
 
 app = Flask(__name__)

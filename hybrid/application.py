@@ -21,6 +21,7 @@ from hybrid.bus import Receipt
 from hybrid.config import Settings
 from hybrid.connection import Connection
 from hybrid.drain import watch
+from hybrid.encoding import by_provider
 from hybrid.errors import NotReady
 from hybrid.events import Event, make_event, random_id, wish
 from hybrid.hooks import Hooks
@@ -28,6 +29,7 @@ from hybrid.instance import Instance, unix_ms
 from hybrid.monitor.alerts import rules
 from hybrid.monitor.monitor import Monitor
 from hybrid.monitor.sinks import Sinks
+from hybrid.wire import to_json
 
 if TYPE_CHECKING:
     from hybrid.extension import Hybrid
@@ -45,7 +47,6 @@ class AppState:
     hybrid: "Hybrid"
     hooks: Hooks
     settings: Settings
-    encode: Callable[[Any], str]
     look_again: LookAgain
     app: "weakref.ref[Flask]"
     clock: Callable[[], float] = time.monotonic
@@ -58,6 +59,8 @@ class AppState:
     _lock_pid: int = field(default_factory=os.getpid)
     receivers: list[Callable[..., None]] = field(default_factory=list)
     """Of other extensions' signals, which keep them weakly."""
+    rehearsed: set[frozenset[str]] = field(default_factory=set)
+    """What of an environ could not be kept with a stream, and was not missed at a first look."""
 
     def instance(self) -> Instance:
         """This process's instance; made, with its pump, when first asked for."""
@@ -152,6 +155,11 @@ class AppState:
         if app is None:
             raise NotReady("the application is gone")
         return self.look_again(app, self, credentials, wanted)
+
+    def encode(self, data: Any) -> str:
+        """The data as JSON, as the app's provider makes it now: it may have been set late."""
+        app = self.app()
+        return to_json(data) if app is None else by_provider(app.json, data)
 
     def event(
         self,

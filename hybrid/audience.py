@@ -25,9 +25,22 @@ stream, a header or a log file, or that UTF-8 cannot carry. Refused in every nam
 NOBODY: frozenset[str] = frozenset()
 
 
+Names = Collection[str | int]
+"""Users, roles or topics. A whole number is the name of its digits: 17 is "17", as in a session."""
+
+
+def as_name(name: object) -> object:
+    """A whole number as the text of its digits; anything else, True and False too, as it is."""
+    if isinstance(name, int) and not isinstance(name, bool) and name.bit_length() < MAX_NAME:
+        return str(int(name))
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a request is, as the server decided it; `user=None` is an anonymous visitor.
+
+    A number (a primary key) is the name of its digits: `Identity(17)` is the user "17".
 
     Raises `InvalidEvent` never: a wrong identity is a programming error, so it is a
     `TypeError` in the hook that built it.
@@ -36,14 +49,17 @@ class Identity:
     user: str | None = None
     roles: frozenset[str] = NOBODY
 
-    def __init__(self, user: str | None = None, roles: Iterable[str] = ()) -> None:
+    def __init__(self, user: str | int | None = None, roles: Iterable[str | int] = ()) -> None:
+        user = cast(str | None, as_name(user))
         if user is not None and (not isinstance(user, str) or not user):
-            raise TypeError(f"Identity.user must be a non-empty string or None, not {user!r}")
+            raise TypeError(
+                f"Identity.user must be a non-empty string, a number or None, not {user!r}"
+            )
         if isinstance(roles, str):
             raise TypeError(f"Identity.roles must be a set of strings, not the string {roles!r}")
         object.__setattr__(self, "user", user)
         # One empty set for all: Python makes a new one each time, of 216 bytes.
-        object.__setattr__(self, "roles", frozenset(roles) or NOBODY)
+        object.__setattr__(self, "roles", frozenset(map(as_name, roles)) or NOBODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +74,15 @@ class Audience:
     @classmethod
     def of(
         cls,
-        users: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        topics: Collection[str] | None = None,
+        users: Names | None = None,
+        roles: Names | None = None,
+        topics: Names | None = None,
     ) -> "Audience":
         """None given means everyone; given but empty means nobody.
 
         The difference matters: `users=[u for u in followers]` with no followers must not
-        turn into a broadcast. Raises `InvalidEvent` for anything but strings.
+        turn into a broadcast. Raises `InvalidEvent` for anything but strings and whole numbers,
+        which are the names of their digits.
         """
         if users is None and roles is None and topics is None:
             return EVERYONE
@@ -103,19 +120,20 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and 0 < len(text) <= MAX_NAME and not UNSAFE.search(text)
 
 
-def _names(field: str, given: Collection[str] | None) -> frozenset[str]:
+def _names(field: str, given: Names | None) -> frozenset[str]:
     if given is None:
         return NOBODY
     # A bare string is a collection too: users="al" would address the users "a" and "l".
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Collection):
         raise InvalidEvent(f"{field} must be a list of strings, not {given!r:.60}")
-    for name in given:
+    names = [as_name(name) for name in given]
+    for name in names:
         if not is_name(name):
             raise InvalidEvent(
-                f"{field}: {name!r:.60} is not a name (a string of 1 to {MAX_NAME}"
-                " characters without control characters)"
+                f"{field}: {name!r:.60} is not a name (a whole number, or a string of 1 to"
+                f" {MAX_NAME} characters without control characters)"
             )
-    return frozenset(given)
+    return cast(frozenset[str], frozenset(names))
 
 
 class Client(Protocol):

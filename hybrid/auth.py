@@ -13,22 +13,25 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from flask import request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from hybrid.audience import Identity
+from hybrid.audience import Identity, as_name
 from hybrid.limits import digest
 from hybrid.reach import Away, Patience, Reach
+from hybrid.shutout import SKEW_MS
 
 if TYPE_CHECKING:
     import redis
 
 TICKET_SECONDS = 30
 """RFC 9700 and common sense: a ticket is used at once or not at all."""
+SKEW_SECONDS = SKEW_MS // 1000
+"""How far ahead the clock of who issues may be: a ticket or token from so near a future is good."""
 STREAM_SECONDS = 900
 """How long a stream lives on a ticket: its user cannot be asked about again."""
 
@@ -50,7 +53,8 @@ def bearer_identity(
     `key` is the shared secret or the public key. A token without `exp`, one that is out of date
     or for somebody else, or one that is signed by other algorithms than these, is nobody:
     401. `otherwise` is asked where no such header is sent. A stream ends within a heartbeat after
-    its token has expired. Needs PyJWT: `pip install 'flask-hybrid[jwt]'`.
+    its token has expired. `iat` and `nbf` may lie 5 seconds ahead, since clocks differ; `exp` is
+    taken by the letter. Needs PyJWT, the extra `jwt`.
     """
     import jwt
 
@@ -69,14 +73,17 @@ def bearer_identity(
                 algorithms=list(algorithms),
                 audience=audience,
                 issuer=issuer,
+                leeway=SKEW_SECONDS,
                 options={"require": required},
             )
         except jwt.InvalidTokenError:
             return None
-        user, roles = claims[user_claim], claims.get(roles_claim, [])
+        if int(claims["exp"]) <= time.time():
+            return None  # the leeway is for who is ahead, and not to lengthen a life
+        user, roles = as_name(claims[user_claim]), claims.get(roles_claim, [])
         if not isinstance(user, str) or not user or not isinstance(roles, list):
             return None
-        return Identity(user, [role for role in roles if isinstance(role, str)])
+        return Identity(user, [role for role in map(as_name, roles) if isinstance(role, str)])
 
     return identify
 
@@ -87,11 +94,19 @@ def application_mark(secret: str | bytes | None) -> str:
     return hmac.new(key, b"hybrid.application", "sha256").hexdigest()[:8] if key else ""
 
 
+def clock_mark() -> str:
+    """What all processes have in common whose clock is the same one: that of their kernel."""
+    try:
+        return digest(Path("/proc/sys/kernel/random/boot_id").read_text())[:8]
+    except OSError:
+        return secrets.token_urlsafe(6)  # not Linux: this process alone
+
+
 class Tickets:
     """Issues tickets and takes each of them once.
 
     With a Redis `client`, which `reach` is for, once among all instances; where it cannot be
-    asked, none is taken.
+    asked, none is taken. `clock` names the clock that issues are told by (`clock_mark`).
     """
 
     def __init__(
@@ -101,8 +116,10 @@ class Tickets:
         client: "redis.Redis | None" = None,
         reach: Reach | None = None,
         prefix: str = "",
+        clock: str | None = None,
     ) -> None:
         self._signer = URLSafeTimedSerializer(secret, salt="hybrid.ticket")
+        self._clock = clock or clock_mark()
         self._client = client
         self._prefix = prefix
         self._used: dict[str, float] = {}
@@ -112,7 +129,7 @@ class Tickets:
     def issue(self, identity: Identity, topics: Collection[str]) -> str:
         """A ticket for one stream of this identity with these topics."""
         payload = [
-            secrets.token_urlsafe(12),
+            f"{self._clock}.{secrets.token_urlsafe(12)}",
             identity.user,
             sorted(identity.roles),
             sorted(topics),
@@ -125,20 +142,36 @@ class Tickets:
     ) -> tuple[Identity, frozenset[str], int] | None:
         """Who it was issued to, for what and when (Unix ms); None if it is forged, old or used.
 
-        The time is for who was shut out since: a ticket must not outlive a revocation.
+        The time is for who was shut out since: a ticket must not outlive a revocation. Where
+        another clock has told it, which may be ahead, it counts as so much earlier.
 
         `patience` is how long to wait for Redis. Raises `ConnectionError` where it cannot be
         known whether it has been used.
         """
-        try:
-            nonce, user, roles, topics, issued_ms = self._signer.loads(
-                ticket, max_age=TICKET_SECONDS
-            )
-        except (BadData, ValueError, TypeError):
+        found = self._read(ticket)
+        if found is None:
             return None
+        nonce, user, roles, topics, issued_ms = found
         if not self._is_first(nonce, patience or Patience()):
             return None
-        return Identity(user, roles), frozenset(topics), int(issued_ms)
+        if nonce.partition(".")[0] != self._clock:
+            issued_ms -= SKEW_MS
+        return Identity(user, roles), frozenset(topics), issued_ms
+
+    def is_valid(self, ticket: str) -> bool:
+        """Whether it was issued here and may still be redeemed, as far as that shows by itself."""
+        return self._read(ticket) is not None
+
+    def _read(self, ticket: str) -> tuple[str, str | None, list[str], list[str], int] | None:
+        """What a ticket says, if it was signed here and its time is now."""
+        try:
+            nonce, user, roles, topics, issued_ms = self._signer.loads(ticket)
+            age = time.time() - issued_ms / 1000
+        except (BadData, ValueError, TypeError):
+            return None
+        if not -SKEW_SECONDS <= age <= TICKET_SECONDS:
+            return None
+        return str(nonce), user, roles, topics, int(issued_ms)
 
     def _is_first(self, nonce: str, patience: Patience) -> bool:
         if self._reach is not None:
@@ -150,7 +183,8 @@ class Tickets:
                 ) from None
         with self._lock:
             now = time.monotonic()
-            self._used = {used: until for used, until in self._used.items() if until > now}
+            while self._used and next(iter(self._used.values())) <= now:
+                del self._used[next(iter(self._used))]  # the oldest is the first
             if nonce in self._used:
                 return False
             self._used[nonce] = now + 2 * TICKET_SECONDS
@@ -164,22 +198,34 @@ class Tickets:
             return [bool(first) for first in pipeline.execute()]
 
 
-PAIR = re.compile(r"""([^\s?&;="'<>()\[\]{},]+)=([^\s&;"'<>#]+)""")
-"""What may be a name and a value of a query, in whatever text."""
+_LETTERS = "(?:t|%74)(?:i|%69)(?:c|%63)(?:k|%6[bB])(?:e|%65)(?:t|%74)"
+_TICKET = re.compile(
+    rf"""(?:(?<![^\s?&;="'<>()\[\]{{}},])|(?<=%26)|(?<=%3[fF]))"""
+    rf"""({_LETTERS}(?:=|%3[dD]))[^\s&;"'<>#]+"""
+)
+"""The parameter `ticket` and its value, in whatever text. The name is of bounded length, so that
+the search is linear in the text: strangers write what is logged."""
 
 
 def scrub(text: str) -> str:
-    """The text without tickets: every query in it is read as a server would, `%74icket=` too."""
-    if "=" not in text:
+    """The text without tickets.
+
+    Every query in the text is read as a server would, `%74icket=` too, and so is a query inside of
+    a parameter (`next=%2Fsse%3Fticket%3D…`). Takes time linear in the text.
+    """
+    if "ticket=" not in text and "%" not in text:
         return text
-    return PAIR.sub(lambda pair: f"{pair[1]}=…" if unquote(pair[1]) == "ticket" else pair[0], text)
+    return _TICKET.sub(r"\1…", text)
 
 
 class _Scrub(logging.Filter):
-    """Takes tickets out of what is logged of requests and errors."""
+    """Takes tickets out of what is logged of requests and errors. Raises nothing."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
+        try:
+            text = record.getMessage()
+        except Exception:
+            return True  # arguments that do not fit: the handler reports that, as it always does
         clean = scrub(text)
         if clean != text:
             record.msg, record.args = clean, None

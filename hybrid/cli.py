@@ -77,6 +77,7 @@ def tail(since: str | None, count: int | None) -> None:
     """Print events as they come: one JSON object a line."""
     import redis
 
+    from hybrid.bus.diagnosis import diagnose
     from hybrid.bus.store import Store
 
     settings = _settings()
@@ -93,7 +94,7 @@ def tail(since: str | None, count: int | None) -> None:
     except KeyboardInterrupt:
         pass
     except (redis.RedisError, OSError) as error:
-        raise click.ClickException(f"Redis cannot be reached: {error}") from error
+        raise click.ClickException(str(diagnose(error))) from error
     finally:
         store.close()
 

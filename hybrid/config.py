@@ -8,12 +8,21 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from hybrid.errors import ConfigError
 
 PREFIX = "HYBRID_"
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+TLS_OPTIONS = frozenset(
+    f"ssl_{name}"
+    for name in ("ca_certs", "ca_path", "cert_reqs", "certfile", "check_hostname", "keyfile")
+)
+URL_OPTIONS = frozenset({"db", "username", "password"})
+SENTINEL_OPTIONS = frozenset({"sentinel_username", "sentinel_password"})
+"""What may stand behind the question mark of a Redis URL, as redis-py has it. Options there win
+over those that the client is made with, so none may bound how long a call takes, or how many
+connections there are."""
 SECRET = ("url", "publish_key", "metrics_key", "alert_webhook")
 """Settings whose values are told to nobody."""
 T = TypeVar("T")
@@ -44,9 +53,50 @@ def _text(value: Any) -> str:
 def _url(value: Any) -> str:
     text = _text(value)
     scheme, found, _ = text.partition("://")
+    if scheme in ("valkey", "valkeys"):
+        redis = scheme.replace("valkey", "redis")
+        raise ValueError(f"must begin with {redis}://, for Valkey too: both speak one protocol")
     if not found or (text != "memory://" and scheme not in SCHEMES):
         raise ValueError(f"must be memory:// or one of {', '.join(SCHEMES)}")
+    if text != "memory://":
+        check_redis_url(text)
     return text
+
+
+def check_redis_url(url: str) -> None:
+    """Raises `ConfigError` for an address that is none, and for options that do not count.
+
+    The text of the error has no part of the URL but the name of an option: passwords stand in it.
+    """
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    netloc, _, path = place.partition("/")
+    try:
+        if scheme != "unix" and ("#" in rest or "@" in path + query):
+            raise ValueError("a part of a password where none can be")
+        for host in netloc.rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{host}").port
+    except ValueError:
+        raise ConfigError(
+            "its port is no number, or its host is no address. Fix: in a user name or a password"
+            " write %2F for /, %23 for #, %3F for ?, %40 for @ and %25 for %; put an IPv6 address"
+            " into brackets"
+        ) from None
+    allowed = URL_OPTIONS
+    if scheme.startswith("rediss"):
+        allowed |= TLS_OPTIONS
+    if scheme.endswith("+sentinel"):
+        allowed |= SENTINEL_OPTIONS
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in allowed:
+            raise ConfigError(
+                f"it has the option {name!r:.40}, which flask-hybrid sets itself, or which does not"
+                f" count with {scheme}://. Fix: remove it, or set HYBRID_URL to a URL without it;"
+                f" options that count here are {', '.join(sorted(allowed))}"
+            )
+        expected = {"db": "[0-9]{1,9}", "ssl_cert_reqs": "none|optional|required"}.get(name, ".*")
+        if not re.fullmatch(expected, value, re.DOTALL):
+            raise ConfigError(f"its option {name} has to be {expected}")
 
 
 def _namespace(value: Any) -> str:
@@ -216,16 +266,16 @@ class Settings:
         100, "streams of one address, over all instances", _whole(1, 1_000_000)
     )
     limit_user_connections: str | None = _bound(
-        "5 per minute", "streams that a user may begin", _rate
+        "5 per minute", "streams that a user may begin without a cursor or ticket", _rate
     )
     limit_ip_connections: str | None = _bound(
-        "10 per minute", "streams that an address may begin", _rate
+        "10 per minute", "streams that an address may begin without a cursor or ticket", _rate
     )
     limit_user_returns: str | None = _bound(
-        "60 per minute", "streams that a user may go on with by a cursor", _rate
+        "60 per minute", "streams that a user may begin with a cursor or ticket", _rate
     )
     limit_ip_returns: str | None = _bound(
-        "600 per minute", "streams that an address may go on with by a cursor", _rate
+        "600 per minute", "streams that an address may begin with a cursor or ticket", _rate
     )
     limit_user_events: str | None = _bound(
         "100 per minute", "events that a user may send in", _rate
@@ -234,7 +284,15 @@ class Settings:
         "200 per minute", "events that an address may send in", _rate
     )
     limit_polls: str | None = _bound(
-        "300 per minute", "polls of a user, or of an address without one", _rate
+        "300 per minute",
+        "polls of a user, or of an address without one; as many requests of an address may"
+        " `identify`, `authorize` and the like refuse",
+        _rate,
+    )
+    limit_ip_requests: str | None = _bound(
+        "30000 per minute",
+        "requests of an address to one process, counted before `identify` is asked",
+        _rate,
     )
     trusted_proxies: int = _setting(
         0, "proxies in front, whose X-Forwarded-For is believed", _whole(0, 10)
@@ -333,5 +391,5 @@ def _upstash(environ: Mapping[str, str]) -> str | None:
     rest, token, port = (environ.get(f"UPSTASH_REDIS_{name}", "").strip() for name in names)
     if rest and token:
         host = urlsplit(rest).hostname or rest
-        return f"rediss://default:{token}@{host}:{port or 6379}"
+        return f"rediss://default:{quote(token, safe='')}@{host}:{port or 6379}"
     return None

@@ -29,7 +29,7 @@ class Distinct:
     def add(self, now: float, *name: str) -> None:
         """Note that somebody of this name was seen."""
         self._turn(now)
-        digest = blake2b("\0".join(name).encode(errors="replace"), digest_size=4).digest()
+        digest = blake2b(repr(name).encode(errors="replace"), digest_size=4).digest()
         self._bits |= 1 << int.from_bytes(digest) % BITS
 
     def bits(self, now: float) -> int:

@@ -15,6 +15,13 @@ RESERVED = CONTROL = "hybrid."
 """Types below this prefix are the protocol's own; an application that could send
 `hybrid.bye` could end every client's stream."""
 
+ENDINGS = {"hybrid.disconnect": "kicked", "hybrid.revoke": "revoked"}
+"""The control types that a log may hold: each instance ends the streams of the user that the data
+names, and tells them this reason. No client receives such an event."""
+
+INVALID = "hybrid.invalid"
+"""The type of what stands in the log and is no event. No client receives it."""
+
 MAX_CURSOR = 256
 ORIGIN = "origin"
 """The mark of a cursor at offset 0, before the first event."""
@@ -36,9 +43,14 @@ MAX_TOGETHER = 1000
 _ID = re.compile(r"[A-Za-z0-9_~-]{1,64}")
 
 
+def is_id(text: object) -> bool:
+    """Whether text can be the id of an event, or an epoch."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
 def check_id(id: str) -> str:
     """The id, if an event can have it; raises `InvalidEvent` otherwise."""
-    if not isinstance(id, str) or not _ID.fullmatch(id):
+    if not is_id(id):
         raise InvalidEvent(f"an id has 1 to 64 characters of A-Z a-z 0-9 _ ~ -, not {id!r:.60}")
     return id
 

@@ -35,20 +35,31 @@ class Message:
 
 
 class Parser:
-    """Feed it bytes; it gives the messages that they complete."""
+    """Feed it bytes; it gives the messages that they complete.
+
+    Takes time linear in the bytes, however they are cut.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        self._text = ""
+        self._partial: list[str] = []
+        """Pieces of the line that has not ended."""
+        self._after_cr = False
         self._lines: list[str] = []
 
     def feed(self, data: bytes) -> list[Message]:
-        self._text += self._decoder.decode(data)
+        text = self._decoder.decode(data)
+        if not text:
+            return []
         messages = []
-        # A CR at the end may be half of a CRLF: wait for what follows.
-        held = "\r" if self._text.endswith("\r") else ""
-        *lines, rest = _LINE_END.split(self._text.removesuffix(held))
-        self._text = rest + held
+        # The CR ended a line already; the LF after it, if it comes, is the rest of that end.
+        after_cr, self._after_cr = self._after_cr, text.endswith("\r")
+        first, *others = _LINE_END.split(text.removeprefix("\n") if after_cr else text)
+        self._partial.append(first)
+        if not others:
+            return []
+        lines = ["".join(self._partial), *others[:-1]]
+        self._partial = others[-1:]
         for line in lines:
             if line:
                 self._lines.append(line)

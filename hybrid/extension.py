@@ -5,31 +5,33 @@ The object itself keeps hooks and nothing of any app: what belongs to an app liv
 process is made on first use in that process.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial, wraps
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 from flask import Blueprint, Flask, Response, current_app, has_app_context, make_response
-from flask.json.provider import DefaultJSONProvider
 
 from hybrid.application import AppState
-from hybrid.audience import Audience, Identity
+from hybrid.audience import Audience, Identity, Names, as_name
 from hybrid.auth import scrub_logs
 from hybrid.commit import when_committed
 from hybrid.config import Settings
 from hybrid.errors import ConfigError, NotReady
 from hybrid.events import check_count
 from hybrid.history import MAX_HISTORY, History, read_history
-from hybrid.hooks import Hooks
+from hybrid.hooks import Authorize, Hooks, Identify, Permit
 from hybrid.monitor.alerts import rules
 from hybrid.neighbours import follow_logouts, keep_off
 from hybrid.routes import make_blueprint
 from hybrid.routes.access import look_again
 from hybrid.routes.client import TEMPLATE_GLOBALS
-from hybrid.wire import to_json
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
+IdentifyHook = TypeVar("IdentifyHook", bound=Identify)
+AuthorizeHook = TypeVar("AuthorizeHook", bound=Authorize)
+PermitHook = TypeVar("PermitHook", bound=Permit)
+P = ParamSpec("P")
 
 
 class Hybrid:
@@ -39,7 +41,8 @@ class Hybrid:
     the first request:
 
     - `identify()` returns who a request is, or None for 401. Default: Flask-Login's current
-      user, else the Flask session's `user_id` or `user`, else anonymous.
+      user, else `session["user_id"]` or `session["user"]` if it is a string or a number (17 is
+      the user "17"), else anonymous.
     - `authorize(identity, topic)` grants a topic. Default: none.
     - `can_test(identity)`, `can_monitor(identity)` open those endpoints, `can_operate(identity)`
       what can be done in the monitor. Default: debug mode.
@@ -55,27 +58,29 @@ class Hybrid:
 
     # -- hooks
 
-    def identify(self, hook: Hook) -> Hook:
-        """Decorator: `hook() -> Identity | None` says who the current request is."""
+    def identify(self, hook: IdentifyHook) -> IdentifyHook:
+        """Decorator: `hook() -> Identity | None` says who the current request is; None is 401.
+
+        It may be an `async def`, as all hooks may."""
         self._hooks.identify = hook
         return hook
 
-    def authorize(self, hook: Hook) -> Hook:
+    def authorize(self, hook: AuthorizeHook) -> AuthorizeHook:
         """Decorator: `hook(identity, topic) -> bool` says who may read a topic."""
         self._hooks.authorize = hook
         return hook
 
-    def can_test(self, hook: Hook) -> Hook:
+    def can_test(self, hook: PermitHook) -> PermitHook:
         """Decorator: `hook(identity) -> bool` says who may send test events to anyone."""
         self._hooks.can_test = hook
         return hook
 
-    def can_monitor(self, hook: Hook) -> Hook:
+    def can_monitor(self, hook: PermitHook) -> PermitHook:
         """Decorator: `hook(identity) -> bool` says who may read the monitor."""
         self._hooks.can_monitor = hook
         return hook
 
-    def can_operate(self, hook: Hook) -> Hook:
+    def can_operate(self, hook: PermitHook) -> PermitHook:
         """Decorator: `hook(identity) -> bool` says who may act there: end connections, read what
         an event says. It is asked of those only whom `can_monitor` admits."""
         self._hooks.can_operate = hook
@@ -99,8 +104,7 @@ class Hybrid:
             rules(settings.alerts or {})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"HYBRID_ALERTS: {error}") from None
-        encode = partial(to_json, default=_json_default(app))
-        state = AppState(self, self._hooks, settings, encode, look_again, weakref.ref(app))
+        state = AppState(self, self._hooks, settings, look_again, weakref.ref(app))
         app.extensions["hybrid"] = state
         state.end_with(app)
         self._apps.add(app)
@@ -120,16 +124,19 @@ class Hybrid:
         type: str,
         data: Any = None,
         *,
-        users: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        topics: Collection[str] | None = None,
+        users: Names | None = None,
+        roles: Names | None = None,
+        topics: Names | None = None,
         text: str | None = None,
     ) -> str:
         """Send an event to all who match ANY of users, roles, topics; to everyone if none given.
 
-        `data` is anything that the app's JSON provider encodes; `text` in its place goes out
-        as it is, for HTML fragments. An audience given but empty reaches nobody. Returns the
-        event's id at once. Callable from any thread, with or without an app context.
+            realtime.emit("report.approved", {"id": 17}, users=[report.author_id])
+
+        `data` is anything that the app's JSON provider (`app.json`) encodes at this moment, as
+        `jsonify` does; `text` in its place goes out as it is, for HTML fragments. A user, role or
+        topic is a string, or a number for its digits; an audience given but empty reaches nobody.
+        Returns the event's id at once. Callable from any thread, with or without an app context.
 
         Raises `InvalidEvent` (`EventTooLarge`) for arguments that cannot be sent, `OutboxFull`
         when Redis is away and too much waits for it already, `NotReady` without an app.
@@ -156,9 +163,9 @@ class Hybrid:
         type: str,
         data: Any = None,
         *,
-        users: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        topics: Collection[str] | None = None,
+        users: Names | None = None,
+        roles: Names | None = None,
+        topics: Names | None = None,
         text: str | None = None,
     ) -> str:
         """As `emit`, but sent only when the session's transaction has been committed.
@@ -193,7 +200,7 @@ class Hybrid:
         """The log's current position. Read it BEFORE loading a snapshot and send it along."""
         return str(self._state().instance().log.head)
 
-    def snapshot(self, view: Callable[..., Any]) -> Callable[..., Response]:
+    def snapshot(self, view: Callable[P, Any]) -> Callable[P, Response]:
         """Decorator for a view whose data a page keeps live: adds `X-Realtime-Cursor`.
 
         The cursor is read before the view loads anything. What is emitted meanwhile is then
@@ -201,7 +208,7 @@ class Hybrid:
         """
 
         @wraps(view)
-        def with_cursor(*arguments: Any, **named: Any) -> Response:
+        def with_cursor(*arguments: P.args, **named: P.kwargs) -> Response:
             cursor = self.cursor()
             response = make_response(current_app.ensure_sync(view)(*arguments, **named))
             response.headers["X-Realtime-Cursor"] = cursor
@@ -209,13 +216,13 @@ class Hybrid:
 
         return with_cursor
 
-    def disconnect(self, *, user: str) -> int:
+    def disconnect(self, *, user: str | int) -> int:
         """End every stream of a user, on every instance, with `hybrid.bye` (`kicked`).
 
         Returns how many there were on this one. Instances that cannot hear of it now do it when
         they can.
         """
-        return self._state().instance().end(user)
+        return self._state().instance().end(cast(str, as_name(user)))
 
     def ticket(self, identity: Identity, *, topics: Collection[str] = ()) -> str:
         """A ticket for one stream of this identity: `GET /sse?ticket=…`, within 30 seconds, once.
@@ -229,7 +236,7 @@ class Hybrid:
             raise NotReady("tickets are signed with the app's SECRET_KEY, which is not set")
         return state.instance().tickets.issue(identity, topics)
 
-    def revoke(self, *, user: str) -> int:
+    def revoke(self, *, user: str | int) -> int:
         """Shut a user out who has logged out or lost their account: as `disconnect`, with
         `hybrid.bye` (`revoked`).
 
@@ -237,7 +244,7 @@ class Hybrid:
         was looked up before this call. Who comes back is judged by `identify`, so call it after
         the session or account has been closed. With Flask-Login it is called at each logout.
         """
-        return self._state().instance().end(user, "hybrid.revoke")
+        return self._state().instance().end(cast(str, as_name(user)), "hybrid.revoke")
 
     # -- inside
 
@@ -245,6 +252,10 @@ class Hybrid:
         if has_app_context() and "hybrid" in current_app.extensions:
             state: AppState = current_app.extensions["hybrid"]
             return state
+        if len(self._apps) > 1:
+            # An app is one of those cycles that live on until they are looked for: a test that
+            # has dropped its app means the new one.
+            gc.collect()
         apps = list(self._apps)
         if len(apps) == 1:
             state = apps[0].extensions["hybrid"]
@@ -252,11 +263,8 @@ class Hybrid:
         raise NotReady(
             "call init_app(app) first"
             if not apps
-            else "this Hybrid serves several apps: use it inside `with app.app_context():`"
+            else f"this Hybrid serves {len(apps)} apps that are in use"
+            f" ({', '.join(sorted(app.name for app in apps))}), and it cannot guess which is meant:"
+            " call it inside `with app.app_context():`; in tests, drop each app at the end of its"
+            " fixture, or make the Hybrid in the factory"
         )
-
-
-def _json_default(app: Flask) -> Callable[[Any], Any] | None:
-    """How the app's JSON provider turns dates, decimals and the like into JSON values."""
-    provider = app.json
-    return provider.default if isinstance(provider, DefaultJSONProvider) else None

@@ -1,15 +1,15 @@
 """What an application decides, and what holds where it decides nothing."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from flask import current_app, session
 
 from hybrid.audience import Identity
 
-Identify = Callable[[], Identity | None]
-Authorize = Callable[[Identity, str], bool]
-Permit = Callable[[Identity], bool]
+Identify = Callable[[], Identity | Awaitable[Identity | None] | None]
+Authorize = Callable[[Identity, str], bool | Awaitable[bool]]
+Permit = Callable[[Identity], bool | Awaitable[bool]]
 
 
 def session_identity() -> Identity:
@@ -20,7 +20,9 @@ def session_identity() -> Identity:
 
         return Identity(str(current_user.get_id())) if current_user.is_authenticated else Identity()
     user = session.get("user_id", session.get("user"))
-    return Identity(str(user)) if isinstance(user, (str, int)) and user != "" else Identity()
+    # True says that somebody is logged in, not who: it would make one user of all of them.
+    known = isinstance(user, (str, int)) and not isinstance(user, bool) and user != ""
+    return Identity(str(user)) if known else Identity()
 
 
 def refuse_topic(_identity: Identity, _topic: str) -> bool:

@@ -24,14 +24,13 @@ from hybrid.config import Settings
 from hybrid.connection import Connection
 from hybrid.distinct import Distinct
 from hybrid.errors import TooManyConnections
-from hybrid.events import ORIGIN, Cursor, Event, random_id
+from hybrid.events import ENDINGS, ORIGIN, Cursor, Event, random_id
 from hybrid.hub import Hub
-from hybrid.limits import Rates
+from hybrid.limits import Rates, Seldom
 from hybrid.log import Claim, Log, Start
 from hybrid.pump import Pump
 from hybrid.reach import Patience, Reach
 from hybrid.recheck import Look, Recheck
-from hybrid.shutout import ENDINGS
 from hybrid.slots import LEASE, Slots
 from hybrid.wire import to_json
 
@@ -97,6 +96,9 @@ class Instance:
         self.started_at = time.time()
         self.emitted: Counter[str] = Counter()
         self.problems: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Requests that a limit or a bound refused, by its name; who was refused for want of room
+        the hub counts."""
         self.polls = 0
         self.pollers = Distinct()
         self.alone = True
@@ -120,7 +122,7 @@ class Instance:
         )
         self.pump = Pump(self.hub, stall=settings.stall_seconds, max_age=settings.max_age_seconds)
         self._client = client = self._make_client()
-        self.reach = None if client is None else Reach(client.ping)
+        self.reach = None if client is None else self._make_reach(client)
         """Of limits, slots and tickets to the bus's Redis."""
         self.bus = self._make_bus(log)
         prefix = f"{{{settings.namespace}}}"
@@ -130,7 +132,7 @@ class Instance:
                 for name in Settings.__slots__
                 if name.startswith("limit_")
             }
-            | {"wrong_keys": settings.limit_ip_events},
+            | {"wrong_keys": settings.limit_ip_events, "refusals": settings.limit_polls},
             client=client,
             reach=self.reach,
             prefix=f"{prefix}:limits",
@@ -150,6 +152,8 @@ class Instance:
             reach=self.reach,
             prefix=f"{prefix}:tickets",
         )
+        self.closed_topics = Seldom()
+        """Topics that were refused."""
         self.no_streams = ""
         """Why the server cannot hold streams, once one was refused for that."""
         self.one_address = False
@@ -198,13 +202,12 @@ class Instance:
         return bus
 
     def _bus_lost(self, error: BaseException) -> None:
-        import redis
+        from hybrid.bus.diagnosis import diagnose
 
-        # An event that is refused, or a subscription gone deaf, says nothing about limits.
-        if self.reach is not None and isinstance(
-            error, (redis.ConnectionError, redis.TimeoutError, OSError)
-        ):
-            self.reach.open(str(error))
+        # A command that is refused says nothing about limits.
+        found = diagnose(error)
+        if self.reach is not None and (found.elsewhere or not found.answers):
+            self.reach.open(str(found), found.what)
 
     def _make_client(self) -> "redis.Redis | None":
         if self.settings.url == "memory://":
@@ -212,6 +215,11 @@ class Instance:
         from hybrid.bus.connect import connect
 
         return connect(self.settings.url, connections=1)
+
+    def _make_reach(self, client: "redis.Redis") -> Reach:
+        from hybrid.bus.connect import renew
+
+        return Reach(client.ping, renew=lambda: renew(client))
 
     def admit(
         self, connection: Connection, address: str, claim: Claim, patience: Patience
@@ -247,6 +255,10 @@ class Instance:
             " that (ulimit -n, LimitNOFILE=), or set HYBRID_MAX_CONNECTIONS lower"
         )
 
+    def refusals(self) -> dict[str, int]:
+        """Requests that were refused for want of room or by a limit, by reason."""
+        return {"full": self.hub.refused} | self.refused
+
     def alerts(self) -> list[str]:
         """What somebody should look at, in words."""
         found = []
@@ -265,9 +277,9 @@ class Instance:
             found.append("deaf: what is published does not arrive here")
         elif self.bus.state == "degraded":
             # Not where Redis is and why: the health checks tell this to anybody.
-            found.append("Redis is out of reach")
+            found.append(self.bus.headline)
         elif self.reach is not None and self.reach.missing:
-            found.append("limits are counted in each process alone: their Redis is out of reach")
+            found.append(f"limits are counted in each process alone: {self.reach.headline}")
         return found
 
     def start(self) -> None:
@@ -279,7 +291,9 @@ class Instance:
         self.slots.start()
         self.bus.start(PATIENCE)
         if self.reach is not None and self.reach.away and self.bus.state == "degraded":
-            self.reach.lost(self.bus.trouble)  # no request waits for the first look
+            self.reach.lost(
+                self.bus.trouble, self.bus.headline
+            )  # no request waits for the first look
 
     def stop(self) -> None:
         """End what `start` began. For tests."""

@@ -6,8 +6,8 @@ there is no Redis. While a storage is away each instance counts for itself (`rea
 bus's Redis many are counted in one call: a thousand clients that come back at once are a few calls.
 
 A key is never empty, which Flask-Limiter would take as "no limit": who has no name is known by
-the address, and what has no address shares one bucket. Names are hashed, so that no text of a
-user's gets into a key.
+the address, and what has no address shares one bucket. Each says what it is of, since a user may
+be named like an address. Names are hashed, so that no text of a user's gets into a key.
 """
 
 import base64
@@ -43,8 +43,22 @@ return answer
 """Counts one at each key; how many there were in its window, and the milliseconds left of that."""
 MAX_WINDOWS = 100_000
 """Counters in memory: an attacker with many addresses must not make them grow."""
+SELDOM = 60.0
+"""Seconds between two lines of a log on what clients can make happen as often as they like."""
+LINES = 60
+"""Lines of a log in a minute on who has reached a limit."""
 HANDS = 8
 """Calls at once to the storage of an application's `Limiter`, which counts one in each."""
+
+
+def of_user(user: str) -> str:
+    """Who is counted, where that is a user; never the same as for an address."""
+    return f"user:{user}"
+
+
+def of_address(address: str) -> str:
+    """Who is counted, where that is an address; never the same as for a user."""
+    return f"address:{address}"
 
 
 def digest(*parts: str) -> str:
@@ -78,11 +92,33 @@ class Windows:
             del self._windows[key]
 
 
+class Seldom:
+    """Something that is logged once a minute at most, however often it happens.
+
+    `clock` is monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = -math.inf
+        self._untold = 0
+
+    def told(self) -> int | None:
+        """It has happened again: how often it was not logged before, if it is to be logged now."""
+        now = self._clock()
+        if now < self._next:
+            self._untold += 1
+            return None
+        untold, self._untold, self._next = self._untold, 0, now + SELDOM
+        return untold
+
+
 class Rates:
     """See the module's docstring.
 
     `limits` are the limits by name, None or empty for none; `client` is a Redis client that
-    `reach` is for, and `prefix` what its keys begin with. `clock` is Unix seconds.
+    `reach` is for, and `prefix` what its keys begin with. `clock` is monotonic seconds: with a
+    clock that is set back a window would not end.
     """
 
     def __init__(
@@ -92,7 +128,7 @@ class Rates:
         client: "redis.Redis | None" = None,
         reach: Reach | None = None,
         prefix: str = "",
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.refused: Counter[str] = Counter()
         self._items: dict[str, list[tuple[RateLimitItem, int]]] = {
@@ -104,6 +140,7 @@ class Rates:
         self._clock = clock
         self._memory = Windows(clock)
         self._told: dict[str, float] = {}
+        self._lines = Windows(clock)
         self._prefix = prefix
         self._reach = reach
         self._reaches: dict[int, Reach] = {}
@@ -126,8 +163,8 @@ class Rates:
     ) -> int | None:
         """Count one; None if that is allowed, else the whole seconds until the next may be.
 
-        `strategy` is that of the application's `Limiter`; `patience` how long to wait for a
-        storage before it is counted here.
+        `who` is what `of_user` or `of_address` gives. `strategy` is that of the application's
+        `Limiter`; `patience` how long to wait for a storage before it is counted here.
         """
         for item, seconds in self._items.get(name, ()):
             if strategy is not None:
@@ -136,6 +173,15 @@ class Rates:
                 left = self._hit_there(item, seconds, name, who, patience or Patience())
             else:
                 left = self._hit_here(item, seconds, who)
+            if left is not None:
+                self._refuse(item, name, who, left)
+                return left
+        return None
+
+    def hit_here(self, name: str, who: str) -> int | None:
+        """As `hit`, but for this process alone: no storage is asked, nothing is waited for."""
+        for item, seconds in self._items.get(name, ()):
+            left = self._hit_here(item, seconds, who)
             if left is not None:
                 self._refuse(item, name, who, left)
                 return left
@@ -187,7 +233,8 @@ class Rates:
         def there() -> int | None:
             if strategy.hit(item, *keys):
                 return None
-            return _whole(strategy.get_window_stats(item, *keys).reset_time - self._clock())
+            left = strategy.get_window_stats(item, *keys).reset_time - time.time()
+            return _whole(min(left, seconds))  # its clock may be another one
 
         if isinstance(strategy.storage, MemoryStorage):
             return there()
@@ -201,7 +248,8 @@ class Rates:
             return self._hit_here(item, seconds, who)
 
     def _refuse(self, item: RateLimitItem, name: str, who: str, left: int) -> None:
-        """Count it, and log the first of a burst: an attack must not fill the disk as well."""
+        """Count it, and log the first of a burst, a few in a minute at most: an attack, from how
+        many addresses ever, must not fill the disk as well."""
         self.refused[name] += 1
         now = self._clock()
         key = digest(name, who)
@@ -210,7 +258,12 @@ class Rates:
         if len(self._told) >= MAX_WINDOWS:
             self._told.clear()
         self._told[key] = now + left
-        logger.warning("limit %s (%s) reached by %.80a; refused for %d s", name, item, who, left)
+        line, _ = self._lines.hit("", 60)
+        if line <= LINES:
+            last = "; more of this minute are only counted" if line == LINES else ""
+            logger.warning(
+                "limit %s (%s) reached by %.80a; refused for %d s%s", name, item, who, left, last
+            )
 
 
 def _each(calls: Sequence[Callable[[], int | None]]) -> Sequence[int | None]:

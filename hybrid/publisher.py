@@ -1,25 +1,30 @@
 """Sending events from a process without Flask: a task queue, a cron job, a shell."""
 
+import math
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hybrid.audience import Audience
+from hybrid.audience import Audience, Names
 from hybrid.bus.courier import Courier, Errand
+from hybrid.bus.diagnosis import diagnose
 from hybrid.bus.outbox import load
 from hybrid.bus.store import FAILURE, Store, Stored
 from hybrid.config import Settings
 from hybrid.errors import ConfigError, NotStored
 from hybrid.events import Event, check_count, check_id, make_event, random_id, wish
-from hybrid.wire import to_json
+from hybrid.wire import on_one_line, to_json
 
 BUDGET = 1.5
 """Seconds until an emit gives up."""
 JOIN = 1.0
 """Seconds that `close` waits for a call that is under way."""
+LIFETIME = 30.0
+"""Seconds that a connection is used. After a failover behind one address the old primary may go on
+to take events which nobody hears of; nothing else tells who only writes."""
 
 
 class Publisher:
@@ -53,8 +58,11 @@ class Publisher:
             )
         self._max_bytes = max_event_bytes or settings.max_event_bytes
         self._store = Store(settings.url, settings.namespace)
+        self._made_at = -math.inf
+        """When the connections that are in use were begun with."""
         self._budget = budget
-        self._encode = encode
+        # An encoder of one's own may break lines, which would end an event's frame.
+        self._encode = encode if encode is to_json else lambda data: on_one_line(encode(data))
         self._courier: Courier[Sequence[Event], list[Stored]] | None = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -64,9 +72,9 @@ class Publisher:
         type: str,
         data: Any = None,
         *,
-        users: Collection[str] | None = None,
-        roles: Collection[str] | None = None,
-        topics: Collection[str] | None = None,
+        users: Names | None = None,
+        roles: Names | None = None,
+        topics: Names | None = None,
         text: str | None = None,
         id: str | None = None,
     ) -> str:
@@ -135,7 +143,7 @@ class Publisher:
             delay = min(1.0, delay * 2) * (0.5 + random.random() / 2)
             if time.monotonic() + delay >= end:
                 raise NotStored(
-                    f"Redis could not be reached ({error}); emit {events[0].id} again",
+                    f"{diagnose(error)}; emit {events[0].id} again",
                     [event.id for event in events],
                 ) from error
             time.sleep(delay)
@@ -154,5 +162,13 @@ class Publisher:
 
     def _store_lists(self, lists: Sequence[Sequence[Event]]) -> list[list[Stored]]:
         events = [event for each in lists for event in each]
-        places = iter(self._store.publish(events, new_epoch=random_id()))
+        now = time.monotonic()
+        if now - self._made_at > LIFETIME:
+            self._made_at = now
+            self._store.renew()
+        try:
+            places = iter(self._store.publish(events, new_epoch=random_id()))
+        except FAILURE:
+            self._made_at = -math.inf  # the next try goes to where the address leads by then
+            raise
         return [[next(places) for _ in each] for each in lists]

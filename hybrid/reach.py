@@ -7,7 +7,9 @@ journeys that take time.
 A failure opens the circuit: nobody asks until a look of the courier's has found the storage back.
 That look makes the connection too, which takes several answers: questions find it made, unless it
 broke at rest. A storage that answers, and refuses, is there: the circuit stays closed, and who
-asked goes on as if it were not.
+asked goes on as if it were not. One that is not, or no longer, the right one (a replica since a
+failover, a node without these keys) is as good as away: each look goes over a new connection, to
+where the address leads by then.
 
 Nothing is logged while a lock is held: a handler may be slow, or emit.
 """
@@ -20,6 +22,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from hybrid.bus.courier import Courier, Errand
+from hybrid.bus.diagnosis import Diagnosis, diagnose
 
 logger = logging.getLogger("hybrid")
 
@@ -36,6 +39,7 @@ ANSWER = 0.4
 """Seconds without any answer after which a storage is away: those of the Redis connections."""
 CARGO = 200
 """Questions in one call: its answer has to come within the timeout."""
+OUT_OF_REACH = "Redis is out of reach"
 JOIN = 1.0
 """Seconds that `stop` waits for the calls that are under way."""
 
@@ -77,19 +81,24 @@ class Patience:
 class Reach:
     """See the module's docstring.
 
-    `look()` says whether the storage answers, and may raise. `hands` calls go out at once, each
-    with at most `cargo` questions.
+    `look()` says whether the storage answers, and may raise; `renew()` has it look over a new
+    connection, None where that cannot be asked for. `hands` calls go out at once, each with at
+    most `cargo` questions.
     """
 
     def __init__(
         self,
         look: Callable[[], object],
         *,
+        renew: Callable[[], object] | None = None,
         hands: int = 1,
         cargo: int = CARGO,
     ) -> None:
         self.away = True
         """Until the first look has found it."""
+        self.headline = ""
+        """Why it is away, in words that anybody may read."""
+        self._renew = renew
         self.on_back: Callable[[], object] = lambda: None
         """Called when it answers again, before anybody asks; may raise where it does not after
         all."""
@@ -153,12 +162,15 @@ class Reach:
             raise Away from question.error or errand.error
         return cast(A, question.answer)
 
-    def lost(self, why: str) -> None:
-        """It does not answer: nobody asks until it has been found back, and the log says so."""
-        if self.open(why):
+    def lost(self, why: str, headline: str = OUT_OF_REACH) -> None:
+        """It does not answer: nobody asks until it has been found back, and the log says so.
+
+        `headline` is why in words that anybody may read.
+        """
+        if self.open(why, headline):
             self._tell_lost(why)
 
-    def open(self, why: str) -> bool:
+    def open(self, why: str, headline: str = OUT_OF_REACH) -> bool:
         """The circuit: nobody asks until it has been found back. Neither waits nor logs.
 
         False at the end, when nobody looks any more.
@@ -167,6 +179,7 @@ class Reach:
             if self._stopped.is_set():
                 return False
             self._known.set()
+            self.headline = headline
             if not self.away:
                 self.away = True
                 for courier in self._couriers:
@@ -238,10 +251,12 @@ class Reach:
         return [None] * len(asked)
 
     def _is_there_after(self, error: Exception, call: Call[Any, Any]) -> bool:
-        why = str(error) or type(error).__name__
         if _is_crowded(error):
             return True
-        if _is_refusal(error):
+        found = diagnose(error)
+        why = _why(found)
+        # What cannot be asked over another connection would be found back and lost for ever.
+        if _is_refusal(error) and not (found.elsewhere and self._renew):
             self._heard_at = time.monotonic()
             if call not in self._refused:
                 self._refused.add(call)
@@ -249,7 +264,7 @@ class Reach:
             return True
         if _is_late(error):
             self.on_silence(error)  # first: who is answered by the next line goes on to emit
-        self.lost(why)
+        self.lost(why, found.what)
         return False
 
     def _look_out(self, _asked: Sequence[None]) -> Sequence[None]:
@@ -257,11 +272,15 @@ class Reach:
         while not self._stopped.is_set():
             began = time.monotonic()
             try:
+                if self._renew is not None:
+                    self._renew()
                 found, why = bool(self._look()), "it does not answer"
                 if found:
                     self.on_back()
             except Exception as error:
-                found, why = False, str(error) or type(error).__name__
+                diagnosis = diagnose(error)
+                found, why = False, _why(diagnosis)
+                self.headline = diagnosis.what
             if found:
                 with self._lock:
                     self.away = self._stopped.is_set()
@@ -286,6 +305,11 @@ class Reach:
         logger.warning(
             "limits are counted in this process alone until their storage is back (%s)", why
         )
+
+
+def _why(found: Diagnosis) -> str:
+    # It may be another storage than Redis: of one that is silent no more is known than that.
+    return str(found) if found.answers or not found.where else found.where
 
 
 def _is_crowded(error: Exception) -> bool:

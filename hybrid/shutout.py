@@ -8,10 +8,8 @@ import math
 import threading
 from collections.abc import Callable
 
-from hybrid.events import Event
+from hybrid.events import ENDINGS, Event
 
-ENDINGS = {"hybrid.disconnect": "kicked", "hybrid.revoke": "revoked"}
-"""The protocol's own events that end a user's streams, and what the user is told."""
 MEMORY = 60.0
 """Seconds that an end is remembered: no request takes longer to open a stream."""
 SKEW_MS = 5_000
@@ -53,8 +51,9 @@ class ShutOut:
     def ordered(self, event: Event) -> tuple[str, int, str] | None:
         """The user, the time (Unix ms) and the reason, where an event asks for an end."""
         reason = ENDINGS.get(event.type)
-        if reason is None or not isinstance(event.data, dict):
-            return None
+        user = event.data.get("user") if isinstance(event.data, dict) else None
+        if reason is None or not isinstance(user, str):
+            return None  # who has no name is not the user named "None"
         now = self._wall()
         fresh = abs(now - event.at) <= SKEW_MS
-        return str(event.data.get("user")), now if fresh else event.at, reason
+        return user, now if fresh else event.at, reason

@@ -362,6 +362,10 @@ class _WeakBus:
         return "degraded" if self._down else "ok"
 
     @property
+    def headline(self) -> str:
+        return self.trouble
+
+    @property
     def waiting(self) -> int:
         return len(self._outbox)
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from hybrid.events import Cursor, Event
 
@@ -20,6 +20,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 """The end of a chunked body."""
 
 _LINE_END = re.compile("\r\n|\r|\n")
+_BREAKS = re.compile("[\r\n\t]+")
+_BEYOND_ASCII = re.compile("[^\x00-\x7f]+")
 
 
 def to_json(data: Any, default: Callable[[Any], Any] | None = None) -> str:
@@ -37,6 +39,27 @@ def _encoder(default: Callable[[Any], Any] | None) -> json.JSONEncoder:
     return json.JSONEncoder(
         ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=default
     )
+
+
+def on_one_line(text: str) -> str:
+    """The same JSON, value for value, without a line break or anything beyond ASCII.
+
+    Raises `ValueError` for what `JSON.parse` would refuse. In JSON a raw line break is between
+    values, never within a string, and a character beyond ASCII within strings only. So neither
+    numbers nor the order of keys change.
+    """
+    json.loads(text, parse_constant=_refuse)
+    if _BREAKS.search(text):
+        text = _BREAKS.sub(" ", text)
+    return text if text.isascii() else _BEYOND_ASCII.sub(_escape, text)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"it says {constant}, which is no JSON")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def event_frame(event: Event) -> bytes:

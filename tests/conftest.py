@@ -31,7 +31,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 SLOWEST = (
     *("engines", "redis", "workers", "drain", "monitor", "browser", "server", "pages", "chaos"),
     *("client_chaos", "versions", "monitor_page", "docs", "proxies", "doctor", "benchmarks"),
-    *("keepalive", "process"),
+    *("keepalive", "process", "failover"),
 )
 """The files that take longest, first: processes that share the tests then end at one time."""
 

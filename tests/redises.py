@@ -155,6 +155,10 @@ class Proxy:
         self._target = port
         self.cut()
 
+    def repoint(self, port: int) -> None:
+        """Lead new connections to another server, as a name does; leave the open ones alone."""
+        self._target = port
+
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

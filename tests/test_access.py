@@ -394,6 +394,16 @@ def test_r85_revoke_ends_what_is_open_and_what_is_about_to_open(site: Site) -> N
         assert types(again.upto("for alice")) == ["for alice"]
 
 
+@pytest.mark.parametrize("end", ["revoke", "disconnect"])
+def test_a_user_whose_id_is_a_number_is_shut_out_by_it(site: Site, end: str) -> None:
+    """17 is the "17" of a session; as another name it would have ended nothing, in silence."""
+    site.realtime.identify(lambda: Identity(17))
+    with site.stream() as stream:
+        stream.hello()
+        assert getattr(site.realtime, end)(user=17) == 1
+        assert ending(stream)["reason"] in ("revoked", "kicked")
+
+
 def test_headers_that_would_be_kept_are_bounded(site: Site) -> None:
     """Many that each are allowed: what a stream holds must not be for its client to choose."""
     many = {f"X-Filling-{number}": "x" * 8000 for number in range(3)}

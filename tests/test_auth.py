@@ -171,8 +171,9 @@ def test_a_bearer_token_says_who_one_is(site: Site) -> None:
     site.realtime.identify(
         bearer_identity(KEY, audience="rt", issuer="us", otherwise=lambda: Identity("cookie"))
     )
-    good = bearer(token(aud="rt", iss="us", roles=["manager", 5]))
-    for headers, expected in ((good, Identity("alice", ["manager"])), ({}, Identity("cookie"))):
+    good = bearer(token(aud="rt", iss="us", roles=["manager", 5, None, True]))
+    hers = Identity("alice", ["manager", "5"])
+    for headers, expected in ((good, hers), ({}, Identity("cookie"))):
         with site.stream(headers=headers) as stream:
             stream.hello()
             (connection,) = site.hub.connections.values()
@@ -399,6 +400,9 @@ def test_r88_no_log_has_a_ticket(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ("?my_ticket=a&ticket2=b&Ticket=c&tick=et", "?my_ticket=a&ticket2=b&Ticket=c&tick=et"),
         ("a ticket = none", "a ticket = none"),
         ("%=%zz=1&ticket=", "%=%zz=1&ticket="),
+        ("/login?next=/sse?ticket=abc&x=1", "/login?next=/sse?ticket=…&x=1"),
+        ("?next=%2Fsse%3Fa%26ticket%3Dabc&x=1", "?next=%2Fsse%3Fa%26ticket%3D…&x=1"),
+        ("?next=%2Fsse%3fticket%3dabc HTTP/1.1", "?next=%2Fsse%3fticket%3d… HTTP/1.1"),
     ],
 )
 def test_a_ticket_is_found_as_the_server_would(text: str, clean: str) -> None:

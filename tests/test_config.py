@@ -23,10 +23,23 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
             (url, url)
             for url in (
                 *("memory://", "redis://h:1/2", "rediss://h", "unix:///r.sock"),
-                "redis+sentinel://a:1,b:2/main",
+                *("redis+sentinel://a:1,b:2/main", "rediss+sentinel://a:1,[::1]:2,c/main/3"),
+                *("redis://u:%2Fp%40%3F@[::1]:1/2?db=3", "rediss://h?ssl_cert_reqs=none"),
+                "rediss+sentinel://h/main?ssl_ca_certs=/ca.pem&sentinel_password=a%26b",
             )
         ],
-        ["", 5, b"memory://", ["memory://"], "redis", "memory:", "memory://x", "http://h"],
+        [
+            *("", 5, b"memory://", ["memory://"], "redis", "memory:", "memory://x", "http://h"),
+            *("valkey://h", "redis://h?max_connections=1", "redis://h?socket_timeout=5"),
+            *(
+                "redis://h?timeout=5",
+                "redis://h?retry_on_timeout=1",
+                "redis://h?ssl_cert_reqs=none",
+            ),
+            *("redis://h?sentinel_password=x", "rediss://h?ssl_cert_reqs=CERT_NONE"),
+            *("redis://h?db=x", "redis://h?unknown", "redis://u:a/b@h", "redis://h:port"),
+            *("redis+sentinel://::1:26379/main", "redis+sentinel://h:1?socket_timeout=5"),
+        ],
     ),
     ("NAMESPACE", [("shop", "shop"), ("a.b:c-1_", "a.b:c-1_")], ["", "a b", "{x}", "x" * 65, 1]),
     ("OUTBOX_EVENTS", [(0, 0), ("50", 50)], [-1, 1_000_001, "some", 0.5]),
@@ -72,7 +85,7 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
         )
         for name in (
             *("USER_CONNECTIONS", "IP_CONNECTIONS", "USER_RETURNS", "IP_RETURNS"),
-            *("USER_EVENTS", "IP_EVENTS", "POLLS"),
+            *("USER_EVENTS", "IP_EVENTS", "POLLS", "IP_REQUESTS"),
         )
     ),
     ("TRUSTED_PROXIES", [(0, 0), ("2", 2)], [-1, 11, "all", True]),
@@ -212,6 +225,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "limit_user_events": "100 per minute",
         "limit_ip_events": "200 per minute",
         "limit_polls": "300 per minute",
+        "limit_ip_requests": "30000 per minute",
         "trusted_proxies": 0,
         "cors_origins": (),
         "max_event_bytes": 65536,

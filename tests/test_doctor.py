@@ -13,7 +13,7 @@ from flask import Flask
 
 from hybrid import Hybrid
 from hybrid.auth import application_mark
-from hybrid.doctor import Visit, look, public
+from hybrid.doctor import Visit, lines, look, public, summary
 from hybrid.doctor.finding import Finding
 from hybrid.doctor.server import look_at_server
 from hybrid.doctor.shared import COMMANDS, look_at_log, skewed
@@ -21,6 +21,7 @@ from proxies import certificate, nginx, plain_nginx, shipped
 from redises import RedisServer, redis_server
 from servers import PREFIX, ROOT, Server, free_port, gunicorn
 from sites import Site
+from transcript import blocks
 
 KEY = "the key of the tests"
 
@@ -48,7 +49,7 @@ def app_with(**settings: Any) -> Flask:
     ("config", "debug", "subject", "verdict"),
     [
         ({}, False, "secret key", "ok"),
-        ({"SECRET_KEY": None}, False, "secret key", "look"),
+        ({"SECRET_KEY": None}, False, "secret key", "ok"),
         ({"SECRET_KEY": "dev"}, False, "secret key", "fail"),
         ({"SECRET_KEY": "dev"}, True, "secret key", "look"),
         ({}, True, "debug mode", "look"),
@@ -272,6 +273,28 @@ def test_a_replica_is_not_the_primary(redis: RedisServer, tmp_path: Path) -> Non
 def test_a_clock_that_is_off_is_found(seconds: float, verdict: str) -> None:
     """Behind and ahead."""
     assert skewed(seconds, "Redis").verdict == verdict
+
+
+def test_flask_login_cannot_do_without_a_secret() -> None:
+    """Its first login would fail."""
+    app = app_with()
+    app.secret_key = None
+    app.login_manager = object()  # type: ignore[attr-defined]
+    assert by_subject(look(Visit(app)))["secret key"].verdict == "fail"
+
+
+def test_the_first_run_on_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is what the page shows: nothing to fix, and nothing that looks unfinished."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GUNICORN_CMD_ARGS", raising=False)
+    page = blocks(ROOT / "docs/quickstart.md")
+    (source,) = [block.text for block in page if block.file == "app.py"]
+    (shown,) = [block.text for block in page if "hybrid doctor\n" in block.text]
+    made: dict[str, Any] = {"__name__": "app"}
+    exec(source, made)
+    findings = list(look(Visit(made["app"])))
+    said = [*(line for finding in findings for line in lines(finding)), summary(findings)]
+    assert shown.splitlines()[1:] == said
 
 
 # -- the public URL

@@ -281,6 +281,19 @@ def test_behaviour_22_seen_again(tab: Tab, server: Unruly) -> None:
     assert seen(tab)["asked"] == ["sse", "sse"]
 
 
+def test_behaviour_57_the_clock_is_set_back(tab: Tab, server: Unruly) -> None:
+    """By an hour: a stream that stalls is ended, a retry comes, and polls go on."""
+    server.tell(heartbeat=100, sse=["stall"])
+    start(tab, timings={"stall": 300})
+    tab.run("const { now } = Date; Date.now = () => now() - 3_600_000")
+    server.tell(emit=1, always=502)
+    until(tab, 'rt.state.activeMethod === "polling" && heard.length === 1')
+    assert "stalled" in seen(tab)["errors"][0]
+    server.tell(emit=2)
+    until(tab, "heard.length === 3")
+    assert seen(tab)["heard"] == [1, 2, 3]
+
+
 def test_behaviour_23_back_and_forward(engine: Engine, tab: Tab, server: Unruly) -> None:
     """Away and back, out of the cache or loaded again: it goes on from the cursor.
 
@@ -360,6 +373,25 @@ def test_behaviours_24_25_54_three_tabs_one_stream(
     assert all(seen(each)["streams"]["most"] <= 1 for each in tabs[1:])
 
 
+def test_behaviours_19_24_closed_before_it_leads(engine: Engine, tab: Tab, server: Unruly) -> None:
+    """Closed before, while or after tabs.js is loaded, or between that and its start: such a
+    client holds no lock, and the next client of the person has a connection."""
+    assert soon(tab, "window.ready")
+    tab.run(
+        "for (let turns = 0; turns < 12; turns += 1) {"
+        " start({name: 'ada'});"
+        " for (let turn = 0; turn < turns; turn += 1)"
+        "   await (turn > 8 ? new Promise((resolve) => setTimeout(resolve)) : null);"
+        " rt.close(); }"
+    )
+    start(tab, name="ada")
+    other = engine.tab()
+    other.open(server.page())
+    start(other, name="ada")
+    assert [seen(each)["state"]["role"] for each in (tab, other)] == ["leader", "follower"]
+    server.until_open(1)
+
+
 def test_behaviour_26_a_leader_that_hangs(engine: Engine, tab: Tab, server: Unruly) -> None:
     """A tab whose event loop is blocked loses the lead, and follows when it wakes up."""
     other = engine.tab()
@@ -403,9 +435,10 @@ def test_behaviour_27_names_never_meet(engine: Engine, tab: Tab, server: Unruly)
     assert seen(other)["heard"] == []
 
 
-@pytest.mark.parametrize("strip", ["locks", "BroadcastChannel", "EventSource"])
+@pytest.mark.parametrize("strip", ["locks", "BroadcastChannel", "cookies", "EventSource"])
 def test_behaviour_28_without_locks_or_channel(tab: Tab, server: Unruly, strip: str) -> None:
-    """Every tab works alone; and nobody needs EventSource."""
+    """Every tab works alone, also where they are there and refuse, as in Firefox with cookies
+    blocked; and nobody needs EventSource."""
     tab.open(server.page(f"strip={strip}"))
     start(tab, name="ada")
     server.tell(emit=2)
@@ -432,6 +465,21 @@ def test_behaviour_30_with_a_storage_that_throws(tab: Tab, server: Unruly) -> No
     tab.run("dispatchEvent(new Event('pagehide')); dispatchEvent(new Event('pageshow'))")
     until(tab, "rt.state.isConnected")
     tab.run("rt.close()")
+
+
+def test_behaviour_56_a_page_that_is_left_and_stays(
+    engine: Engine, tab: Tab, server: Unruly
+) -> None:
+    """Firefox and WebKit end the stream as soon as somebody follows a link, also where the page
+    stays, as with a download: nobody is told, and nothing is missed."""
+    start(tab, timings={"well": 0})
+    tab.run("states.length = 0; location.assign('/nothing')")
+    if engine.name != "chromium":
+        until(tab, "asked.length === 2")
+    server.tell(emit=2)
+    until(tab, "heard.length === 2")
+    assert seen(tab)["errors"] == []
+    assert set(seen(tab)["states"]) == {"live sse"}
 
 
 def test_behaviour_31_a_reload_goes_on_from_the_cursor(tab: Tab, server: Unruly) -> None:

@@ -290,7 +290,9 @@ def test_no_audience_is_everyone_and_an_empty_one_is_nobody() -> None:
         object(),
         (name for name in ["alice"]),
         ["alice", None],
-        [1],
+        [True],
+        [1.0],
+        [10**300],
         [b"alice"],
         [["alice"]],
         [""],
@@ -312,14 +314,27 @@ def test_an_audience_of_anything_but_names_is_refused(field: str, given: Any) ->
     "wrong",
     [
         lambda: Identity(""),
-        lambda: Identity(17),  # type: ignore[arg-type]
+        lambda: Identity(True),
+        lambda: Identity(1.0),  # type: ignore[arg-type]
         lambda: Identity("alice", "staff"),
     ],
 )
 def test_a_wrong_identity_is_an_error_in_the_hook(wrong: Callable[[], Identity]) -> None:
-    """A user id that is a number would silently match nobody; a role string its letters."""
+    """What is no name would silently match nobody; a role string its letters."""
     with pytest.raises(TypeError, match="Identity"):
         wrong()
+
+
+def test_a_number_is_the_name_of_its_digits() -> None:
+    """A primary key in a session, a hook and an emit is one and the same user."""
+    for key in (1, "1"):
+        assert Identity(key, roles=[7]) == Identity("1", {"7"})
+        for kind in ("users", "roles", "topics"):
+            assert Audience.of(**{kind: [key]}) == Audience.of(**{kind: ["1"]})
+    assert Audience.of(users=[1]).admits(Identity(1), [])
+    assert not Audience.of(users=[1]).admits(Identity(11), [])
+    assert Audience.of(roles=[7]).admits(Identity("a", [7]), [])
+    assert Audience.of(topics=[17]).admits(Identity(), {"17"})
 
 
 def test_nobody_is_not_the_user_called_none() -> None:

@@ -195,8 +195,8 @@ def test_ten_thousand_strange_requests(site: Site, seed: int) -> None:
             status = int(status_line.split()[0])
             method = options["method"]
             if status == 200 and headers["Content-Type"].startswith("text/event-stream"):
-                pieces = [next(body)] if method == "GET" else []
-                if method == "GET" and b'resumed":true' in pieces[0]:
+                pieces = [] if method == "HEAD" else [next(body)]
+                if pieces and b'resumed":true' in pieces[0]:
                     pieces.append(next(body))
                 text = b"".join(pieces)
             else:
@@ -213,7 +213,7 @@ def test_ten_thousand_strange_requests(site: Site, seed: int) -> None:
                 assert headers["Content-Type"] == "application/problem+json", asked
                 validators["Problem"].validate(problem)
                 assert (status in (429, 503)) <= ("Retry-After" in headers), asked
-            if method == operation_method(document, path) and "\\" not in concrete:
+            if method.lower() in document["paths"][path] and "\\" not in concrete:
                 known = {int(code) for code in operation["responses"]}
                 # 308: a file that is named with two slashes has another address
                 known |= {404, 308} if "{" in path else set()
@@ -229,11 +229,6 @@ def test_ten_thousand_strange_requests(site: Site, seed: int) -> None:
     # The fuzz got through: each endpoint has also been used as it should be.
     assert min(answers[path, 200] for path in ("/sse", "/polling", "/monitor/connections")) > 50
     assert min(answers["/publish", 201], answers["/test", 201]) > 3
-
-
-def operation_method(document: Any, path: str) -> str:
-    (method,) = document["paths"][path]
-    return str(method).upper()
 
 
 def test_the_document_names_every_endpoint_and_no_other(site: Site) -> None:

@@ -51,6 +51,7 @@ ROOMS = [
     "commit",
     "hooks",
     "neighbours",
+    "encoding",
     "application",
     "history",
     "routes",

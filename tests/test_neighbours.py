@@ -18,7 +18,7 @@ from flask_talisman import Talisman
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from hybrid import Hybrid, Identity
+from hybrid import Hybrid, Identity, NotReady
 from hybrid.compat.flask_sse import ServerSentEventsBlueprint
 from hybrid.signals import disconnected
 from servers import DEADLINE, PREFIX
@@ -236,3 +236,37 @@ def test_an_application_that_is_dropped_takes_its_threads_along() -> None:
         assert time.monotonic() < end, left
         next(iter(left)).join(0.1)
     assert [app() for app in apps] == [None] * 3
+
+
+def test_a_module_level_hybrid_means_the_app_that_is_left() -> None:
+    """A test has dropped its app, which is a cycle and not collected yet: an emit outside of a
+    context is for the new one, as often as there is one."""
+    realtime = Hybrid()
+    gc.disable()  # nobody collects by chance
+    try:
+        for number in range(3):
+            app = new_app()
+            realtime.init_app(app)
+            realtime.emit("told", {"number": number})
+            (event,) = app.test_client().get(f"{PREFIX}/polling?since=0").get_json()["events"]
+            assert event["data"] == {"number": number}
+            del app
+    finally:
+        gc.enable()
+    gc.collect()
+
+
+def test_with_two_apps_in_use_the_error_says_which_and_what_to_do() -> None:
+    """Whichever were taken would be the wrong one now and then, and nobody would know."""
+    realtime = Hybrid()
+    apps = [Flask("shop"), Flask("stock")]
+    for app in apps:
+        realtime.init_app(app)
+    with pytest.raises(NotReady, match=r"\(shop, stock\).*with app\.app_context\(\)"):
+        realtime.emit("told")
+    with apps[1].app_context():
+        realtime.emit("told")
+    told = [app.extensions["hybrid"].instance().log.last for app in apps]
+    assert told == [0, 1]
+    for app in apps:
+        app.extensions["hybrid"].forget()

@@ -1,5 +1,6 @@
 """What is shipped: the wheel has everything, and the README's code works from it."""
 
+import json
 import re
 import signal
 import subprocess
@@ -54,6 +55,27 @@ def test_the_wheel_says_what_it_needs(wheel: zipfile.ZipFile) -> None:
     assert "License-Expression: MIT" in metadata
 
 
+def test_the_pages_install_what_there_is(wheel: zipfile.ZipFile) -> None:
+    """The wheel's and the npm package's file, and the extras, by the names that are built; and no
+    page takes them from a registry that does not have them."""
+    (name,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
+    extras = set(re.findall("^Provides-Extra: (.+)$", wheel.read(name).decode(), re.MULTILINE))
+    assert extras == {"jwt", "prometheus"}
+    packed = json.loads((ROOT / "hybrid/static/package.json").read_text())
+    tarball = f"{packed['name']}-{packed['version']}.tgz"
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "hybrid/static/README.md"]
+    texts = {page.name: page.read_text() for page in pages}
+    for page in ("README.md", "quickstart.md"):
+        text = (ROOT / page if page == "README.md" else ROOT / "docs" / page).read_text()
+        assert f"dist/{Path(str(wheel.filename)).name}" in text
+        assert f"./{tarball}" in text
+    for page, text in texts.items():
+        assert not re.search(r"(pip|npm|yarn|pnpm) (install|add) '?flask-hybrid", text), page
+        assert "pypi.org/project/flask-hybrid" not in text, page
+        for named in re.findall(r"(?:clone|\.whl)\[([a-z,]+)\]", text):
+            assert set(named.split(",")) <= extras, page
+
+
 TEN_LINES = """
 from flask import Flask
 from hybrid import Hybrid, Identity
@@ -79,7 +101,7 @@ def test_the_wheel_serves_an_application_elsewhere(tmp_path: Path, wheel: zipfil
     venv.create(environment, with_pip=False)
     python = environment / "bin/python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel.filename)], check=True)
+    subprocess.run([*pip, "--no-deps", "--no-index", f"{wheel.filename}[jwt]"], check=True)
     # What it needs comes from here: it is the wheel that is tested, and not the network.
     (site,) = (environment / "lib").glob("python*/site-packages")
     (site / "needs.pth").write_text(sysconfig.get_path("purelib"))

@@ -499,7 +499,7 @@ def test_a_fork_of_an_application_emits_by_itself(server: RedisServer) -> None:
 def test_flask_hybrid_explains_itself(server: RedisServer) -> None:
     """Mistakes are sentences, not tracebacks."""
     for arguments, url, told in [
-        (["tail"], "redis://127.0.0.1:1", "cannot be reached"),
+        (["tail"], "redis://127.0.0.1:1", "Redis is out of reach"),
         (["emit", "a"], "memory://", "redis://"),
         (["tail"], "memory://", "redis://"),
         (["emit", "a", "text"], server.url, "not JSON"),
@@ -510,3 +510,15 @@ def test_flask_hybrid_explains_itself(server: RedisServer) -> None:
         assert done.returncode != 0
         assert told in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_an_encoder_of_ones_own_cannot_break_a_frame(server: RedisServer) -> None:
+    """One that indents sends the same on one line; what is no JSON is refused here."""
+    with_breaks = Publisher(server.url, encode=lambda data: json.dumps(data, indent=1))
+    with_breaks.emit("indented", {"a": [1, "ë"]})
+    with pytest.raises(InvalidEvent, match="data is not JSON"):
+        with_breaks.emit("nan", float("nan"))
+    with_breaks.close()
+    (event,) = stored(server)
+    assert event.data == {"a": [1, "ë"]}
+    assert "\n" not in event.body

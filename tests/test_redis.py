@@ -894,7 +894,7 @@ def test_r64_errors_of_redis_are_outages(server: RedisServer, start: Start, erro
             client.client_kill_filter(_type="pubsub")
         assert one.emit(2) == ["outbox", "outbox"]
         assert one.bus.state == "degraded"
-        named = {"OOM": "memory", "READONLY": "ReadOnly"}.get(error, "Auth")
+        named = {"OOM": "memory", "READONLY": "read-only"}.get(error, "login")
         # A connection that was broken may be noticed before the reason is heard.
         one.until(lambda: re.search(named, one.bus.trouble), "the reason is not told")
         if error == "OOM":
@@ -923,7 +923,7 @@ def test_r64_a_redis_that_is_loading_is_waited_for(
     loading = threading.Thread(target=server.start, args=slow)
     loading.start()
     stack.callback(loading.join)
-    one.until(lambda: "Loading" in one.bus.trouble, "it is not loading")
+    one.until(lambda: "loading" in one.bus.trouble, "it is not loading")
     assert one.emit(2) == ["outbox", "outbox"]
     with server.client() as client:
         client.config_set("key-load-delay", 0)
@@ -1095,7 +1095,11 @@ def test_r47_every_command_ends(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h", "redis+sentinel://h:1", "redis+sentinel://h:x/main", "redis://h:port"]
+    "url",
+    [
+        *("http://h", "redis+sentinel://h:1", "redis+sentinel://h:x/main", "redis://h:port"),
+        *("redis://h?max_connections=1", "redis+sentinel://h/main?socket_timeout=5"),
+    ],
 )
 def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
     """At the start, and without the password."""

@@ -26,7 +26,7 @@ from hybrid.bus import copy as bus_copy
 from hybrid.bus.copy import Copy
 from hybrid.bus.courier import Courier, Gate
 from hybrid.bus.redis import PATIENCE, RedisBus
-from hybrid.bus.store import Page, Stored, decode, encode
+from hybrid.bus.store import GivenUp, Page, Stored, decode, encode
 from hybrid.connection import Connection
 from hybrid.errors import OutboxFull
 from hybrid.events import ORIGIN, Cursor, Event, chain, make_event
@@ -181,6 +181,7 @@ class FakeStore:
         self.cut = False
         self.calls = 0
         """How many are under way."""
+        self.age = 0
 
     def check(self) -> None:
         if self.world.redis.down or self.cut:
@@ -195,6 +196,7 @@ class FakeStore:
 
     def _call(self, act: Any) -> Any:
         dice = self.world.dice
+        age = self.age
         give_way()
         self.check()
         if dice.random() < self.world.faults:
@@ -203,6 +205,8 @@ class FakeStore:
         give_way()
         if self.world.redis.down or dice.random() < self.world.faults:
             raise redis.TimeoutError("after it was done")
+        if age != self.age:
+            raise GivenUp
         return answer
 
     def publish(self, events: Sequence[Event], *, new_epoch: str) -> list[Stored]:
@@ -226,6 +230,9 @@ class FakeStore:
 
         head: Cursor | None = self._do(ring)
         return head
+
+    def renew(self) -> None:
+        self.age += 1
 
     def subscribe(self, *channels: str) -> FakeSubscription:
         self.check()

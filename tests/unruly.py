@@ -254,6 +254,8 @@ def handle(sock: socket.socket, _address: Any) -> None:
             answer(sock, 200, "text/javascript", (STATIC / parts[1]).read_text())
         elif parts[0] in SCRIPTS:
             answer(sock, 200, "text/javascript", (JS / parts[0]).read_text())
+        elif parts[0] == "nothing":
+            answer(sock, 204, "text/plain", "")
         elif parts[0] != "r":
             answer(sock, 404, "text/plain", "")
         else:

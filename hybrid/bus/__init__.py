@@ -59,7 +59,12 @@ class Bus(Protocol):
 
     @property
     def trouble(self) -> str:
-        """Why it is degraded; empty while it is ok."""
+        """Why it is degraded, and what to do about it; empty while it is ok."""
+        ...
+
+    @property
+    def headline(self) -> str:
+        """Why it is degraded, in words that anybody may read: not where Redis is."""
         ...
 
     @property

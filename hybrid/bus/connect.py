@@ -5,21 +5,65 @@ what a repetition means. redis-py's defaults would wait for up to a minute, and 
 have been stored.
 """
 
-import ssl
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from hybrid.config import TLS_OPTIONS, check_redis_url
 from hybrid.errors import ConfigError
 
 TIMEOUT = 0.4
 """Seconds for connecting, and for each answer. A new connection asks up to seven times; and a name
 is looked up without any bound. So nobody who must not wait makes a call of their own."""
 CONNECTIONS = 32
+
+# A mixin of classes that have no types of their own.
+_Pool: Any = redis.ConnectionPool if TYPE_CHECKING else object
+
+
+class _Renewable(_Pool):  # type: ignore[misc]
+    """A pool whose connections can be given up together, while others use them.
+
+    Nobody closes a connection under somebody else's call: one that is in use is closed when it is
+    put back, and one that is idle is made anew when it is next taken out.
+    """
+
+    age = 0
+
+    def renew(self) -> None:
+        """No command that begins from now on uses a connection that was made before."""
+        self.age += 1
+
+    def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        age = self.age
+        connection = super().get_connection(*arguments, **options)
+        made = getattr(connection, "hybrid_age", age)
+        connection.hybrid_age = self.age
+        if made != connection.hybrid_age:
+            try:
+                connection.disconnect()
+                connection.connect()
+            except BaseException:
+                self.release(connection)
+                raise
+        return connection
+
+    def release(self, connection: Any) -> None:
+        if getattr(connection, "hybrid_age", self.age) != self.age:
+            connection.disconnect()
+        super().release(connection)
+
+
+class _WaitingPool(_Renewable, redis.BlockingConnectionPool):
+    """Who comes when all connections are in use waits for one."""
+
+
+class _SentinelPool(_Renewable, SentinelConnectionPool):
+    """To the master that the Sentinels name."""
 
 
 def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTIONS) -> "redis.Redis":
@@ -28,10 +72,11 @@ def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
     It has so many connections at most; who comes when all are in use waits as long for one.
 
     `redis://`, `rediss://`, `unix://` as redis-py has them;
-    `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`, also `rediss+`.
-    Raises `ConfigError` for anything else.
+    `redis+sentinel://[user:password@]host:port[,host:port…]/service[/db]`, also `rediss+`, over TLS
+    to the Sentinels as well. Raises `ConfigError` for anything else, and as `check_redis_url`.
     """
-    parts = urlsplit(url)
+    check_redis_url(url)
+    scheme, _, rest = url.partition("://")
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -42,17 +87,25 @@ def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTION
         "encoding_errors": "replace",
         "client_name": "flask-hybrid",
     }
-    if parts.scheme != "unix":
+    if scheme != "unix":
         options["socket_keepalive"] = True
     try:
-        if parts.scheme.endswith("+sentinel"):
-            return _by_sentinel(url, options, timeout, connections)
-        pool = redis.BlockingConnectionPool.from_url(
-            url, max_connections=connections, timeout=timeout, **options
-        )
+        if scheme.endswith("+sentinel"):
+            return _by_sentinel(scheme, rest, options, timeout, connections)
+        pool = _WaitingPool.from_url(url, max_connections=connections, timeout=timeout, **options)
     except (ValueError, redis.RedisError) as error:
         raise ConfigError(f"the Redis URL cannot be used: {error}") from None
     return redis.Redis(connection_pool=pool)
+
+
+def renew(client: "redis.Redis") -> None:
+    """Have its next command make a new connection, to where the address leads by then.
+
+    After a failover behind one address (a name, a proxy, a Kubernetes Service) the connections
+    that were open before lead to the old server, for as long as they are used. Safe while other
+    threads use them: a call that is under way ends on the connection that it has.
+    """
+    client.connection_pool.renew()  # type: ignore[attr-defined]
 
 
 def disconnect(client: "redis.Redis") -> None:
@@ -66,38 +119,51 @@ def disconnect(client: "redis.Redis") -> None:
 
 
 def _by_sentinel(
-    url: str, options: dict[str, Any], timeout: float, connections: int
+    scheme: str,
+    rest: str,
+    options: dict[str, Any],
+    timeout: float,
+    connections: int,
 ) -> "redis.Redis":
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
+    # By hand: of several hosts with IPv6 addresses among them urllib makes nothing.
+    place, _, asked = rest.partition("?")
+    query = dict(parse_qsl(asked))
+    netloc, _, path = place.partition("/")
+    login, _, hosts = netloc.rpartition("@")
     user, _, password = login.partition(":")
     addresses = []
     for host in hosts.split(","):
-        name, _, port = host.rpartition(":")
-        addresses.append((name or host, int(port) if name else 26379))
-    service, _, db = parts.path.strip("/").partition("/")
+        address = urlsplit(f"//{host}")
+        addresses.append((unquote(address.hostname or "localhost"), address.port or 26379))
+    service, _, db = path.strip("/").partition("/")
     if not service:
         raise ConfigError("a Sentinel URL names the service: redis+sentinel://host:26379/mymaster")
-    settings = dict(parse_qsl(parts.query))
-    if parts.scheme.startswith("rediss"):
-        options = options | {"ssl": True, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    tls: dict[str, Any] = {}
+    if scheme.startswith("rediss"):
+        # As redis-py reads them in the URL of a server.
+        url = f"rediss://h?{urlencode({k: v for k, v in query.items() if k in TLS_OPTIONS})}"
+        tls = {"ssl": True} | redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+        del tls["host"], tls["connection_class"]
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         addresses,
         sentinel_kwargs={
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
-            "username": settings.get("sentinel_username"),
-            "password": settings.get("sentinel_password"),
-        },
+            "username": query.get("sentinel_username"),
+            "password": query.get("sentinel_password"),
+        }
+        | tls,
     )
     client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-        service,
-        db=int(db or 0),
+        unquote(service),
+        connection_pool_class=_SentinelPool,
+        db=int(query.get("db") or db or 0),
         # That pool does not wait for a connection, but fails: so there are some to spare.
         max_connections=2 * connections,
-        username=unquote(user) or None,
-        password=unquote(password) or None,
+        username=query.get("username") or unquote(user) or None,
+        password=query.get("password") or unquote(password) or None,
         **options,
+        **tls,
     )
     return client

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import redis
 
 from hybrid.bus import Local
-from hybrid.bus.store import Store, Stored, decode, following
-from hybrid.events import CONTROL, Cursor, Event
+from hybrid.bus.store import Store, Stored, before, decode, following
+from hybrid.errors import InvalidEvent
+from hybrid.events import CONTROL, Cursor, Event, check_id
 from hybrid.log import Log
 
 
@@ -22,10 +23,6 @@ def place(log: Log, stored: Stored) -> str:
     if cursor.epoch == head.epoch and cursor.offset == head.offset + 1:
         return "next" if stored.prev == head.mark else "sync"
     return "repeat" if log.cursor_at(cursor.offset) == cursor else "sync"
-
-
-def _before(stored: Stored) -> Cursor:
-    return Cursor(stored.cursor.epoch, stored.cursor.offset - 1, stored.prev or "")
 
 
 class Copy:
@@ -79,8 +76,8 @@ class Copy:
         """An event's message of the channel, without the letter that says so."""
         try:
             epoch, offset, prev, id, text = message.split(" ", 4)
-            stored = following(epoch, int(offset), prev, id)
-        except ValueError:
+            stored = following(epoch, int(offset), prev, check_id(id))
+        except (ValueError, InvalidEvent):
             self.malformed += 1  # a doorbell, whatever it says: the stream is the truth
             self.catch_up()
             return
@@ -126,14 +123,14 @@ class Copy:
             raise redis.RedisError("the log disappears as soon as it is made")
         start = page.head
         if page.entries:
-            start = _before(page.entries[0][0])
+            start = before(page.entries[0][0])
         log = self._make_log(start)
         controls: list[Event] = []
         while page.verdict == "ok" and log.last < page.head.offset:
             for stored, event in page.entries:
                 if stored.cursor.offset > log.last + 1:
                     # Somebody took an entry out of the middle: what can be proved begins after it.
-                    log = self._make_log(_before(stored))
+                    log = self._make_log(before(stored))
                 if place(log, stored) == "next":
                     self._append(log, event)
                     if event.type.startswith(CONTROL):

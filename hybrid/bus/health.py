@@ -5,6 +5,9 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
+from hybrid.bus.diagnosis import diagnose
+from hybrid.bus.store import GivenUp
+
 logger = logging.getLogger("hybrid")
 
 
@@ -26,6 +29,7 @@ class Health:
         self.state: Literal["ok", "degraded"] = "degraded"
         self.since = clock()
         self.trouble = "not connected yet"
+        self.headline = "Redis is out of reach"
         self.deaf = False
         self.degradations = 0
         self.known = threading.Event()
@@ -38,33 +42,33 @@ class Health:
 
     def lost(self, error: BaseException) -> None:
         """A command failed."""
-        trouble = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        if isinstance(error, GivenUp):
+            return  # that it was lost is known, and maybe over by now
+        diagnosis = diagnose(error)
         self.known.set()
         with self._lock:
-            self.trouble = trouble
-            if self.state == "degraded" and self.degradations:
-                return
-            self.state = "degraded"
-            self.since = self._away_since = self._clock()
-            self.degradations += 1
-            self._announce("degraded", self.since)
-            self._on_lost(error)
-        advice = (
-            " Is the password right?"
-            if "Authentication" in trouble or "NOAUTH" in trouble or "WRONGPASS" in trouble
-            else ""
-        )
+            known = self.headline if self.state == "degraded" and self.degradations else None
+            self.trouble, self.headline = str(diagnosis), diagnosis.what
+            if known is None:
+                self.state = "degraded"
+                self.since = self._away_since = self._clock()
+                self.degradations += 1
+                self._announce("degraded", self.since)
+                self._on_lost(error)
+        if known is not None:
+            if known != diagnosis.what:
+                logger.warning("Redis is not back yet, and now: %s", diagnosis)
+            return
         logger.warning(
-            "Redis is out of reach (%s).%s Events are kept in the outbox and reach the clients of"
-            " this process alone until it is back",
-            trouble,
-            advice,
+            "%s. Until then events are kept in the outbox and reach the clients of this process"
+            " alone",
+            diagnosis,
         )
 
     def back(self) -> None:
         """What was kept is stored, and from now on emits are. Under the lock."""
         self.state = "ok"
-        self.trouble = ""
+        self.trouble = self.headline = ""
         self.since = self._clock()
 
     def tell(self, stored: int) -> None:

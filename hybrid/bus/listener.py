@@ -1,8 +1,11 @@
 """The one connection of a process that hears, and the way back when something has failed.
 
-The way back is always the same: subscribe, hear oneself, read what others stored, then have the
-outbox stored. A frozen or detached subscription looks healthy: so the process rings a bell of its
-own through Redis when it has heard nothing for long.
+The way back is always the same: give up all connections, subscribe, hear oneself, read what others
+stored, then have the outbox stored. A frozen or detached subscription looks healthy: so the process
+rings a bell of its own through Redis when it has heard nothing for long.
+
+All connections, since any of them may lead to a server that is no longer the one: after a failover
+behind one address the old primary keeps those that are open, and answers.
 """
 
 import itertools
@@ -35,9 +38,10 @@ class Deaf(redis.RedisError):
 class Listener:
     """See the module's docstring.
 
-    `recover` stores what was kept and makes the state ok; `on_aside` hears what processes tell
-    each other besides events. `probe` is the seconds of silence after which the own bell is rung,
-    `monotonic` a clock in seconds, and `rest` waits so many of them.
+    `recover` stores what was kept and makes the state ok; `renew` gives up all connections of the
+    process to this Redis; `on_aside` hears what processes tell each other besides events. `probe`
+    is the seconds of silence after which the own bell is rung, `monotonic` a clock in seconds, and
+    `rest` waits so many of them.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Listener:
         health: Health,
         *,
         recover: Callable[[], None],
+        renew: Callable[[], None],
         on_aside: Callable[[str], object],
         probe: float,
         monotonic: Callable[[], float],
@@ -60,6 +65,7 @@ class Listener:
         self._copy = copy
         self._health = health
         self._recover = recover
+        self._renew = renew
         self._on_aside = on_aside
         self._probe_after = probe
         self._monotonic = monotonic
@@ -100,30 +106,29 @@ class Listener:
             # Half of it is chance: the processes of a deployment lose Redis together.
             self._rest(HURRY if self.hurried else delay * (0.5 + self._random()))
             delay = min(RETRY_CAP, delay * 2)
+            self._renew()
 
     def _attend(self) -> None:
-        """One life of the subscription; ends by an exception or by `stop`."""
+        """One life of the subscription; ends when anything fails, or by `stop`."""
         subscription = self._store.subscribe(self._ear)
         try:
             self._await(subscription, "subscribe", 2)
             self._come_back(subscription)
             quiet_since = self._monotonic()
-            while self._running:
+            # An emit may fail though nothing is heard of it: its connection leads elsewhere then.
+            while self._running and self._health.state == "ok":
                 message = subscription.get_message(timeout=LISTEN)
                 now = self._monotonic()
                 if message is not None:
                     quiet_since = now
                     if message["type"] == "subscribe":
-                        # redis-py reconnected by itself: what was said meanwhile is lost.
-                        self._copy.catch_up()
-                    elif message["type"] == "message" and message["channel"] != self._ear:
+                        # redis-py reconnected by itself, maybe to another server than the others.
+                        raise redis.ConnectionError("the subscription was made anew")
+                    if message["type"] == "message" and message["channel"] != self._ear:
                         self._hear(message["data"])
                 elif now - quiet_since >= self._probe_after:
                     self._probe(subscription)
                     quiet_since = self._monotonic()
-                if self._health.state == "degraded":
-                    # An emit failed, though we heard nothing of it.
-                    self._come_back(subscription)
         finally:
             subscription.close()
 

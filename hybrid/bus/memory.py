@@ -16,7 +16,7 @@ class MemoryBus:
     """
 
     state: Literal["ok", "degraded"] = "ok"
-    trouble = ""
+    trouble = headline = ""
     deaf = False
     waiting = 0
 

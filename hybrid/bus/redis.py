@@ -82,6 +82,8 @@ class RedisBus:
         self.on_lost: Callable[[BaseException], object] = lambda _: None
         """Called with the reason when Redis is out of reach from now on, with the lock held: it
         may neither block nor log."""
+        self.on_renew: Callable[[], object] = lambda: None
+        """Called when all connections to Redis are given up, since one of them has failed."""
         self._store = store
         self._local = local
         self._monotonic = monotonic
@@ -119,6 +121,7 @@ class RedisBus:
             self._copy,
             self._health,
             recover=self._recover,
+            renew=self._renew,
             on_aside=lambda text: self.on_aside(text),
             probe=probe,
             monotonic=monotonic,
@@ -138,6 +141,10 @@ class RedisBus:
     @property
     def trouble(self) -> str:
         return self._health.trouble
+
+    @property
+    def headline(self) -> str:
+        return self._health.headline
 
     @property
     def deaf(self) -> bool:
@@ -214,6 +221,10 @@ class RedisBus:
     def _rest(self, seconds: float) -> None:
         if self._wake.wait(seconds) and self._running:
             self._wake.clear()
+
+    def _renew(self) -> None:
+        self._store.renew()
+        self.on_renew()
 
     # -- emitting
 

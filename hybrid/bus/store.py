@@ -13,9 +13,19 @@ from typing import Any
 import redis
 
 from hybrid.audience import Audience
-from hybrid.bus.connect import TIMEOUT, connect, disconnect
+from hybrid.bus.connect import TIMEOUT, connect, disconnect, renew
 from hybrid.errors import InvalidEvent
-from hybrid.events import CONTROL, MAX_OFFSET, Cursor, Event, chain, check_type
+from hybrid.events import (
+    ENDINGS,
+    INVALID,
+    MAX_OFFSET,
+    Cursor,
+    Event,
+    chain,
+    check_id,
+    check_type,
+    is_id,
+)
 from hybrid.wire import to_json
 
 FAILURE = (redis.RedisError, OSError)
@@ -32,6 +42,18 @@ REPLICA_MS = 250
 """Milliseconds that replicas have to confirm; less than `TIMEOUT`, in which the answer comes."""
 
 LUA = Path(__file__).with_name("lua")
+NOBODY = Audience()
+
+
+class GivenUp(redis.ConnectionError):
+    """An answer that came over a connection which had been given up meanwhile.
+
+    It may be that of a server that is no longer the one that the address leads to. And it says
+    nothing about the connections that there are now.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the connection was given up while the answer was on its way")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +67,11 @@ class Stored:
 def following(epoch: str, offset: int, prev: str, id: str) -> Stored:
     """The place of the event with this id that follows the one with the mark `prev`."""
     return Stored(Cursor(epoch, offset, chain(prev, id)), prev)
+
+
+def before(stored: Stored) -> Cursor:
+    """The position of the predecessor."""
+    return Cursor(stored.cursor.epoch, stored.cursor.offset - 1, stored.prev or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +118,13 @@ class Store:
             "" if max_bytes is None else max_bytes,
         )
         self._mark = f"{base}:ack"
+        self._age = 0
         self.client = connect(url, timeout=timeout, connections=READERS)
         # What rings the bell goes the way of what stores: so that way is tried and kept warm.
         self._storing = connect(url, timeout=timeout, connections=1)
-        self._publish, self._read, self._probe = (
-            client.register_script((LUA / f"{name}.lua").read_text())
-            for name, client in (
-                ("publish", self._storing),
-                ("read", self.client),
-                ("probe", self._storing),
-            )
-        )
+        self._publish = self._storing.register_script(own_publish())
+        self._read = self.client.register_script((LUA / "read.lua").read_text())
+        self._probe = self._storing.register_script((LUA / "probe.lua").read_text())
 
     def publish(self, events: Sequence[Event], *, new_epoch: str) -> list[Stored]:
         """Store events, in order, in one step; those that the log has already stay as they are.
@@ -132,7 +155,9 @@ class Store:
     def _append(self, new_epoch: str, *events: str) -> Sequence[Any]:
         arguments = [self.channel, new_epoch, *self._bounds, *events]
         for _ in range(AGAIN):
+            age = self._age
             answer: Sequence[Any] = self._publish(keys=self.keys, args=arguments)
+            self._require(age)
             if answer[0]:
                 return answer
         raise redis.RedisError("the ids of the log are lost as soon as they are read")
@@ -141,28 +166,38 @@ class Store:
         """What follows `position`; None begins at the oldest entry.
 
         A position without an epoch is not judged: its offset alone says where to begin.
+
+        An entry whose ids no cursor could carry was not written by the script. It is treated as
+        one that was taken out of the log: the page ends before it, and what begins after it.
         """
         after = ("", 0, "")
         if position is not None:
             after = (position.epoch, position.offset, position.mark)
         now = time.time_ns() // 1_000_000
+        age = self._age
         verdict, *rest = self._read(keys=self.keys[:2], args=[*after, PAGE, PAGE_BYTES])
+        self._require(age)
         if not rest:
             return Page(verdict, None, ())
         epoch, offset, mark, *fields = rest
-        return Page(
-            verdict,
-            Cursor(epoch, int(offset), mark),
-            [
-                (following(epoch, int(place), prev, id), decode(id, text, now))
-                for place, prev, id, text in zip(*[iter(fields)] * 4, strict=True)
-            ],
-        )
+        head = Cursor.parse(f"{epoch}.{offset}.{mark}")
+        if head is None:
+            return Page("empty", None, ())  # the next one who stores begins a log
+        entries: list[tuple[Stored, Event]] = []
+        for place, prev, id, text in zip(*[iter(fields)] * 4, strict=True):
+            stored = following(epoch, int(place), prev, id)
+            if is_id(id) and Cursor.parse(str(before(stored))):
+                entries.append((stored, decode(id, text, now)))
+            elif entries:
+                break
+            elif after[0]:
+                return Page("expired", head, ())
+        return Page(verdict, head, entries)
 
     def probe(self, channel: str, message: str) -> Cursor | None:
         """Ring `channel` with `message`; the newest position, None where there is no log."""
         epoch, offset, mark = self._probe(keys=self.keys[1:2], args=[channel, message])
-        return None if epoch is None else Cursor(epoch, int(offset), mark)
+        return Cursor.parse(f"{epoch}.{offset}.{mark}")
 
     def announce(self, message: str) -> None:
         """Say something to every instance, without a place in the log."""
@@ -178,10 +213,36 @@ class Store:
             raise
         return pubsub
 
+    def renew(self) -> None:
+        """Give all connections up: what is asked from now on is asked where the address leads now.
+
+        A call that is under way raises `GivenUp`, whatever its answer is. A subscription stays
+        where it is, until it is made anew.
+        """
+        self._age += 1
+        for client in (self.client, self._storing):
+            renew(client)
+
+    def _require(self, age: int) -> None:
+        if age != self._age:
+            raise GivenUp
+
     def close(self) -> None:
         """Drop all connections."""
         for client in (self.client, self._storing):
             disconnect(client)
+
+
+def own_publish() -> str:
+    """The script of this package's own processes.
+
+    It is the documented one without the check of types: those have been checked, and some are
+    control types.
+    """
+    script = (LUA / "publish.lua").read_text()
+    own = script.replace("local OWN = false", "local OWN = true", 1)
+    assert own != script
+    return own
 
 
 # -- events as the log keeps them
@@ -204,22 +265,27 @@ def decode(id: str, text: str, now: int) -> Event:
     """The event that is stored under an id; one without a time is taken as of `now` (Unix ms).
 
     Other programs write to the log too: what is no event becomes one that nobody sees, since
-    its place in the log cannot be left out.
+    its place in the log cannot be left out. So does a type below `hybrid.` that no log holds, and
+    one that logs hold is for the instances and never for a client, whomever it is addressed to.
     """
     try:
+        check_id(id)
         fields = json.loads(text)
         type = fields["type"]
-        if not (isinstance(type, str) and type.startswith(CONTROL)):
+        is_control = isinstance(type, str) and type in ENDINGS
+        if not is_control:
             check_type(type)
         is_text = "text" in fields
         body = fields["text"] if is_text else to_json(fields.get("data"))
-        if not isinstance(body, str) or "\0" in id:
+        if not isinstance(body, str):
             raise InvalidEvent("text must be a string")
         body.encode()
-        audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
+        audience = NOBODY
+        if not is_control:
+            audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
         return Event(id, type, body, _time(int(fields.get("at", now)), now), audience, is_text)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError, InvalidEvent):
-        return Event(id, "hybrid.invalid", "null", now, Audience.of(users=()))
+        return Event(id, INVALID, "null", now, NOBODY)
 
 
 def _time(at: int, now: int) -> int:

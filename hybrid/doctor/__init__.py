@@ -45,7 +45,7 @@ def look(visit: Visit) -> Iterator[Finding]:
     yield from look_at_server(state.settings, visit.gunicorn)
     yield from look_at_log(state.settings, application_mark(state.secret()))
     if visit.url is None:
-        yield Finding("skip", "public URL", "none was given: doctor https://example.com looks")
+        yield Finding("skip", "public URL", "add the address of the running site: https://…")
     else:
         yield from look_through(
             visit.url,
@@ -67,7 +67,6 @@ def summary(findings: Iterable[Finding]) -> str:
     counts = dict.fromkeys(MARKS, 0)
     for finding in findings:
         counts[finding.verdict] += 1
-    return (
-        f"{counts['fail']} to fix, {counts['look']} to look at, {counts['ok']} in order,"
-        f" {counts['skip']} not looked at"
-    )
+    said = f"{counts['fail']} to fix, {counts['look']} to look at, {counts['ok']} in order"
+    left = counts["skip"]
+    return said + (f"; {left} skipped, with the reason" if left else "")

@@ -50,7 +50,9 @@ def _secret(app: "Flask") -> Finding:
     secret = app.config["SECRET_KEY"]
     fix = f"set SECRET_KEY to the output of: {NEW_SECRET}"
     if secret is None:
-        return Finding("look", "secret key", "none: Flask's sessions do not work", fix)
+        if hasattr(app, "login_manager"):
+            return Finding("fail", "secret key", "none, and Flask-Login cannot do without", fix)
+        return Finding("ok", "secret key", "none: needed as soon as there are sessions or tickets")
     if len(secret) < SHORTEST_SECRET or str(secret).lower() in KNOWN_SECRETS:
         return Finding(
             "look" if app.debug else "fail",

@@ -80,7 +80,7 @@ class Sampler:
         return {
             "opened": sum(hub.opened.values()),
             "closed": sum(hub.closed.values()),
-            "refused": hub.refused,
+            "refused": sum(instance.refusals().values()),
             "polls": instance.polls,
             "resumed": hub.resumes["full"],
             "unresumed": hub.resumes["gap"],

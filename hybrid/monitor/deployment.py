@@ -90,6 +90,7 @@ def _connections(records: Sequence[Record], live: Sequence[Record]) -> dict[str,
         "opened_by_transport": _counts(records, "connections", "opened_by_transport"),
         "closed": _counts(records, "connections", "closed"),
         "refused": _sum(records, "connections", "refused"),
+        "refused_by": _counts(records, "connections", "refused_by"),
         "polls": _sum(records, "connections", "polls"),
         "reconnects": resumed,
         "resumes": resumes,
@@ -195,5 +196,5 @@ def _sum(records: Iterable[Record], part: str, name: str) -> int:
 def _counts(records: Iterable[Record], part: str, name: str) -> dict[str, int]:
     total: Counter[str] = Counter()
     for record in records:
-        total.update(record[part][name])
+        total.update(record[part].get(name, {}))  # an older version may not tell it
     return dict(total)

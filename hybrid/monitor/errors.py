@@ -60,8 +60,8 @@ class Errors:
 
     def note(self, source: str, level: str, kind: str, message: str, place: str = "") -> None:
         """Count one occurrence; `kind` is what makes two of them the same."""
-        message, place = scrub(message), scrub(place)
-        key = f"{source}\0{level}\0{kind}\0{place}"
+        message, place = scrub(message[:MAX_TEXT]), scrub(place[:MAX_TEXT])
+        key = repr((source, level, kind, place))  # no text of one is taken for the next
         id = hashlib.blake2b(key.encode(errors="replace"), digest_size=6).hexdigest()
         now = self._clock()
         with self._lock:
@@ -71,8 +71,8 @@ class Errors:
                 self.total += 1
             group = self._groups.pop(id, None)
             if group is None:
-                group = Group(id, source, level, "", place[:MAX_TEXT], 0, now, now)
-            group.message = message[:MAX_TEXT]
+                group = Group(id, source, level, "", place, 0, now, now)
+            group.message = message
             group.count += 1
             group.last = now
             self._groups[id] = group  # at the end: the order is that of the newest occurrence
@@ -82,15 +82,22 @@ class Errors:
             elif len(self._groups) > MAX_GROUPS:
                 del self._groups[next(iter(self._groups))]
 
-    def from_browser(self, message: str, place: str, address: str) -> bool:
-        """What a browser reported, which may be anything; False if there were too many already."""
+    def takes_from(self, address: str) -> bool:
+        """Whether a report of a browser at this address would be taken now."""
         minute = self._clock() // 60_000
         if self._minute != minute:
             self._minute, self._reports = minute, Counter()
-        if self._reports[address] >= REPORTS_OF_ONE or self._reports.total() >= REPORTS_PER_MINUTE:
+        return (
+            self._reports[address] < REPORTS_OF_ONE and self._reports.total() < REPORTS_PER_MINUTE
+        )
+
+    def from_browser(self, message: str, place: str, address: str) -> bool:
+        """What a browser reported, which may be anything; False if there were too many already."""
+        if not self.takes_from(address):
             return False
         self._reports[address] += 1
-        self.note("browser", "error", re.sub(r"[0-9]+", "#", message), message, place)
+        kind = re.sub(r"[0-9]+", "#", message[:MAX_TEXT])
+        self.note("browser", "error", kind, message, place)
         return True
 
     def groups(self, limit: int = MAX_GROUPS) -> list[dict[str, Any]]:
@@ -139,7 +146,7 @@ class _Ear(logging.Filter):
         if record.exc_info and record.exc_info[1] is not None:
             error, trace = record.exc_info[1], record.exc_info[2]
             kind += type(error).__name__
-            message = f"{type(error).__name__}: {error} ({message})"
+            message = f"{type(error).__name__}: {_text_of(error)} ({message})"
             while trace is not None and trace.tb_next is not None:
                 trace = trace.tb_next
             if trace is not None:
@@ -148,6 +155,13 @@ class _Ear(logging.Filter):
         level = "error" if record.levelno >= logging.ERROR else "warning"
         for errors in list(self.listeners):
             errors.note("server", level, kind, message, place)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "<str() of this exception raised>"
 
 
 _ear = _Ear()

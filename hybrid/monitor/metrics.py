@@ -48,7 +48,6 @@ class _Picture(Collector):
         for name, part, key, label, about in COUNTED:
             yield _labelled(CounterMetricFamily, name, about, label, picture[part][key])
         for name, value, about in (
-            ("hybrid_connections_refused", connections["refused"], "Refused, being full."),
             ("hybrid_polls", connections["polls"], "Polls that were answered."),
             ("hybrid_events_emitted", events["emitted"], "Emitted by the application."),
             ("hybrid_events_delivered", events["delivered"], "Handed to clients."),
@@ -84,6 +83,13 @@ COUNTED = (
         "closed",
         "reason",
         "Streams and held polls that ended.",
+    ),
+    (
+        "hybrid_connections_refused",
+        "connections",
+        "refused_by",
+        "reason",
+        "Requests refused for want of room or by a limit.",
     ),
     (
         "hybrid_resumes",

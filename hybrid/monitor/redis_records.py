@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 import redis
 
 from hybrid.bus import Bus
-from hybrid.bus.connect import connect
+from hybrid.bus.connect import connect, disconnect, renew
+from hybrid.bus.diagnosis import diagnose
 from hybrid.bus.redis import RedisBus
 from hybrid.monitor.history import RINGS, Point
 from hybrid.monitor.records import Away, Beat, Seen
@@ -32,7 +33,11 @@ def _or_away(method: Callable[P, T]) -> Callable[P, T]:
         try:
             return method(*args, **named)
         except (redis.RedisError, OSError) as error:
-            raise Away(str(error)) from error
+            found = diagnose(error)
+            records = args[0]
+            if isinstance(records, RedisRecords) and (found.elsewhere or not found.answers):
+                renew(records._client)  # it may lead to a server that is no longer the one
+            raise Away(str(found)) from error
 
     return wrapped
 
@@ -112,6 +117,7 @@ class RedisRecords:
         # The subscription is the bus' own; another one would be another connection a process.
         if isinstance(bus, RedisBus):
             bus.on_aside = hear
+            bus.on_renew = lambda: renew(self._client)
 
     @_or_away
     def ask(self, question: str) -> None:
@@ -131,4 +137,4 @@ class RedisRecords:
 
     def close(self) -> None:
         """Drop the connections."""
-        self._client.close()
+        disconnect(self._client)

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import hybrid
 from hybrid.distinct import pack
@@ -34,7 +33,8 @@ def snapshot(instance: Instance, sampler: Sampler, errors: Errors) -> dict[str, 
             "opened": sum(hub.opened.values()),
             "opened_by_transport": dict(hub.opened),
             "closed": dict(hub.closed),
-            "refused": hub.refused,
+            "refused": sum(instance.refusals().values()),
+            "refused_by": instance.refusals(),
             "polls": instance.polls,
             "pollers": pack(instance.pollers.bits(hub.clock())),
             "resumes": {name: hub.resumes[name] for name in ("full", "gap")},
@@ -94,6 +94,8 @@ def top(counts: Mapping[str, int], limit: int = TOP) -> dict[str, int]:
 def told(url: str) -> str:
     """A URL without what may be secret: its user and password, and its options, which redis-py
     takes a password from as well."""
-    parts = urlsplit(url)
-    _, login, place = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{'…@' if login else ''}{place}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    place = rest.partition("?")[0]
+    netloc, slash, path = place.partition("/")
+    _, login, hosts = netloc.rpartition("@")
+    return f"{scheme}://{'…@' if login else ''}{hosts}{slash}{path}"

@@ -69,7 +69,8 @@ def table(picture: Mapping[str, Any]) -> str:
         f"clients      {clients['sse'] + clients['polling']}"
         f"  (sse {clients['sse']}, polling {clients['polling']}, fallback {_percent(share)})",
         f"connections  {connections['open']} open, {connections['opened']} opened,"
-        f" {sum(connections['closed'].values())} closed, {connections['refused']} refused",
+        f" {sum(connections['closed'].values())} closed, {connections['refused']} refused"
+        f"{_reasons(connections.get('refused_by', {}))}",
         f"events       {rates.get('stored', 0):g}/s in, {rates.get('delivered', 0):g}/s delivered,"
         f" {picture['events']['emitted']} emitted so far",
         f"latency      p50 {_ms(latency.get('p50'))}, p95 {_ms(latency.get('p95'))},"
@@ -91,6 +92,13 @@ def table(picture: Mapping[str, Any]) -> str:
         )
     lines += ["", *(f"{a['severity']}: {a['rule']}: {a['why']}" for a in picture["alerts"])]
     return "\n".join(lines).rstrip()
+
+
+def _reasons(refused: Mapping[str, int]) -> str:
+    """The two that are most frequent."""
+    most = sorted(refused.items(), key=lambda item: -item[1])[:2]
+    told = ", ".join(f"{reason.replace('_', ' ')} {times}" for reason, times in most if times)
+    return f" ({told})" if told else ""
 
 
 def _ms(value: float | None) -> str:

@@ -4,8 +4,9 @@ import hmac
 import json
 import logging
 import sys
-import time
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextvars import Context
 from inspect import isawaitable
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,19 @@ from werkzeug.exceptions import HTTPException
 
 from hybrid.audience import DOCTOR, MAX_NAME, Audience, Identity, is_name
 from hybrid.auth import STREAM_SECONDS
+from hybrid.hooks import refuse_topic
+from hybrid.limits import of_address
 from hybrid.routes.answers import FULL_RETRY_AFTER, Problem, app_state
-from hybrid.routes.bounds import address_of, count, patience, refuse_if_spent
+from hybrid.routes.bounds import (
+    ASKED,
+    address_of,
+    count,
+    count_request,
+    patience,
+    refuse_if_spent,
+)
+from hybrid.routes.carried import MAX_VALUE, RECHECK, carried
+from hybrid.routes.origins import is_own_host
 from hybrid.wire import to_json
 
 if TYPE_CHECKING:
@@ -29,6 +41,12 @@ MAX_TOPICS = 100
 
 
 def identity_of(state: "AppState") -> Identity:
+    """Who asks: counted for the address first, so that nobody makes the hooks work for nothing."""
+    count_request(state.instance())
+    return _identity(state)
+
+
+def _identity(state: "AppState") -> Identity:
     identity = ask(state.hooks.identify)
     if not isinstance(identity, Identity):  # None, or a hook that forgot what it returns
         raise Problem(401, "Unauthorized", "this needs an identity; log in first")
@@ -37,18 +55,12 @@ def identity_of(state: "AppState") -> Identity:
     return identity
 
 
-# What of a request has no say in who it is: what a browser prefers, where it stands in the log.
-UNTELLING = frozenset(
-    "HTTP_" + name
-    for name in (
-        *("ACCEPT", "ACCEPT_ENCODING", "ACCEPT_LANGUAGE", "CACHE_CONTROL", "CONNECTION", "DNT"),
-        *("IF_MODIFIED_SINCE", "IF_NONE_MATCH", "LAST_EVENT_ID", "PRAGMA", "PRIORITY", "REFERER"),
-        *("SEC_CH_UA", "SEC_CH_UA_MOBILE", "SEC_CH_UA_PLATFORM", "SEC_FETCH_DEST", "SEC_GPC"),
-        *("SEC_FETCH_MODE", "SEC_FETCH_SITE", "SEC_FETCH_USER", "TE", "UPGRADE_INSECURE_REQUESTS"),
-    )
-) | {"REMOTE_PORT", "RAW_URI", "REQUEST_URI", "REQUEST_METHOD", "SERVER_SOFTWARE"}
 MAX_CREDENTIALS = 16 * 1024
 """Characters kept for a stream: a hundred streams of one address are then under 2 MB."""
+REHEARSAL_SECONDS = 5.0
+"""How long a first look may take before the stream goes on without its answer."""
+MAX_REHEARSED = 64
+"""Different environs whose first look is remembered."""
 GRANTED = "hybrid.granted"
 TICKET = "hybrid.ticket"
 OURS = frozenset({"since", "topic", "wait", "limit", "ticket"})
@@ -64,12 +76,8 @@ def credentials_of(identity: Identity, topics: frozenset[str], *, granted: bool 
     """
     if identity.user is None and not identity.roles and not topics:
         return ""
-    environ, args = request.environ, request.args
-    told = {
-        key: value
-        for key, value in environ.items()
-        if isinstance(value, str) and key not in UNTELLING and not key.startswith("gunicorn.")
-    }
+    args = request.args
+    told, lost = carried(request.environ)
     query = [(key, value) for key, value in args.items(multi=True) if key not in OURS]
     told["QUERY_STRING"] = urlencode(query) if query else ""
     if granted:
@@ -77,7 +85,58 @@ def credentials_of(identity: Identity, topics: frozenset[str], *, granted: bool 
     text = to_json(told)
     if len(text) > MAX_CREDENTIALS:
         raise Problem(431, "Header fields too large", "they are kept as long as the stream lives")
+    if lost:
+        _rehearse(app_state(), text, identity, topics, lost)
     return text
+
+
+def _rehearse(
+    state: "AppState",
+    credentials: str,
+    identity: Identity,
+    topics: frozenset[str],
+    lost: frozenset[str],
+) -> None:
+    """Ask again at once where something of the environ cannot be kept; refuse if that is missed.
+
+    Else each such stream would end at its first heartbeat, come back, and end again. An environ
+    that has passed is not asked about any more: `lost` are its keys and types.
+    """
+    if lost in state.rehearsed:
+        return
+    answers: list[bool] = []
+
+    def look() -> None:
+        try:
+            found, granted = state.look(credentials, {topics} if topics else ())
+            answers.append(found == identity and (not topics or topics in granted))
+        except Exception:
+            answers.append(False)  # `ask` has logged what the hook raised
+
+    # A thread and a context of its own: nothing of this request may be in the answer.
+    thread = threading.Thread(target=Context().run, args=(look,), name="hybrid-rehearsal")
+    thread.daemon = True
+    thread.start()
+    thread.join(REHEARSAL_SECONDS)
+    if answers == [True]:
+        if len(state.rehearsed) >= MAX_REHEARSED:
+            state.rehearsed.clear()
+        state.rehearsed.add(lost)
+    elif answers == [False]:
+        logger.error(
+            "a stream is refused: identify or authorize answers otherwise when it is asked again,"
+            " as at each heartbeat. What a middleware puts into the WSGI environ is kept only if"
+            " it is JSON (strings, numbers, lists, dicts) of at most %d characters, which this is"
+            " not: %s. Put JSON there, or let identify read the cookies and headers itself.",
+            MAX_VALUE,
+            ", ".join(sorted(lost)),
+        )
+        raise Problem(
+            503,
+            "Unavailable",
+            "who you are cannot be kept with the stream; the server's log says why",
+            retry_after=FULL_RETRY_AFTER,
+        )
 
 
 def look_again(
@@ -91,7 +150,7 @@ def look_again(
     told = json.loads(credentials)
     if TICKET in told:
         user, roles, until = told[TICKET]
-        return (Identity(user, roles) if time.time() < until else None), wanted
+        return (Identity(user, roles) if state.clock() < until else None), wanted
     environ = {
         "REQUEST_METHOD": "GET",
         "wsgi.version": (1, 0),
@@ -100,7 +159,9 @@ def look_again(
         "wsgi.multithread": True,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
-    } | told
+    }
+    environ |= told
+    environ[RECHECK] = True
     with app.request_context(environ):
         try:
             refusal = app.preprocess_request()
@@ -108,7 +169,7 @@ def look_again(
                 if app.make_response(refusal).status_code in UNDECIDED:
                     raise RuntimeError("a before_request handler cannot answer now")
                 return None, ()
-            identity = identity_of(state)
+            identity = _identity(state)
             if GRANTED in told:
                 return identity, wanted
             return identity, {topics for topics in wanted if _granted(state, identity, topics)}
@@ -137,13 +198,14 @@ def redeem(state: "AppState", ticket: str) -> tuple[Identity, frozenset[str], st
     if found is None:
         raise Problem(401, "Unauthorized", "the ticket is not valid (any more)")
     identity, topics, issued_ms = found
-    until = time.time() + STREAM_SECONDS
+    until = state.clock() + STREAM_SECONDS  # which nobody sets back, as they may the time of day
     credentials = json.dumps({TICKET: [identity.user, sorted(identity.roles), until]})
     return identity, topics, credentials, issued_ms
 
 
-def topics_of(state: "AppState", identity: Identity) -> frozenset[str]:
-    topics = frozenset(request.args.getlist("topic"))
+def topics_of(state: "AppState", identity: Identity, posted: Sequence[str]) -> frozenset[str]:
+    """The topics of the query and those that were `posted`, all of which are granted."""
+    topics = frozenset([*request.args.getlist("topic"), *posted])
     if len(topics) > MAX_TOPICS:
         raise Problem(400, "Bad request", f"at most {MAX_TOPICS} topics a connection")
     for topic in topics:
@@ -154,17 +216,48 @@ def topics_of(state: "AppState", identity: Identity) -> frozenset[str]:
                 f"a topic has 1 to {MAX_NAME} characters and no control characters",
             )
         if not _granted(state, identity, {topic}):
-            raise Problem(403, "Forbidden", f"the topic {topic!r} is not open to you")
+            raise _closed(state, identity, topic)
     return topics
 
 
-def permitted(hook: Callable[..., Any] | None, identity: Identity, *, default: bool) -> bool:
-    return default if hook is None else bool(ask(hook, identity))
+def _closed(state: "AppState", identity: Identity, topic: str) -> Problem:
+    """What is said of a topic that is refused; to the operator too, once in a while."""
+    detail, why = f"the topic {topic!r} is not open to you", "the authorize hook said no"
+    if state.hooks.authorize is refuse_topic:
+        why = "no @realtime.authorize hook is set, so every topic is closed"
+        if state.debug():  # whether there is a hook is nothing for strangers
+            detail += f": {why}"
+    more = state.instance().closed_topics.told()
+    if more is not None:
+        others = f" ({more} more since the last line like this one)" if more else ""
+        logger.warning("topic %.80a refused to user %.80a: %s%s", topic, identity.user, why, others)
+    return Problem(403, "Forbidden", detail)
+
+
+def permitted(state: "AppState", hook: Callable[..., Any] | None, identity: Identity) -> bool:
+    """Whether the hook admits somebody; without one, debug mode admits who asks for this machine.
+
+    A page of any other site can have its own name lead here (DNS rebinding): to a browser it is
+    then of one origin with us.
+    """
+    if hook is not None:
+        return bool(ask(hook, identity))
+    return state.debug() and is_own_host()
+
+
+def not_permitted(state: "AppState", detail: str) -> Problem:
+    """What is said to who is not permitted; where debug mode would have been enough, why not."""
+    if state.debug() and not is_own_host():
+        detail += (
+            f". Debug mode opens it by the names of this machine alone, and {request.host!r:.80} is"
+            " none that is known: add it to app.config['TRUSTED_HOSTS']"
+        )
+    return Problem(403, "Forbidden", detail)
 
 
 def may_test(state: "AppState", identity: Identity, audience: Audience) -> bool:
     only_self = identity.user is not None and audience == Audience(users=frozenset({identity.user}))
-    return only_self or permitted(state.hooks.can_test, identity, default=state.debug())
+    return only_self or permitted(state, state.hooks.can_test, identity)
 
 
 def require_key(state: "AppState") -> None:
@@ -182,11 +275,11 @@ def require_bearer(key: str) -> None:
     or wrong: it would still find out otherwise. Who sends the right one is never counted.
     """
     instance = app_state().instance()
-    address = address_of(instance)
-    refuse_if_spent(instance, "wrong_keys", address)
+    who = of_address(address_of(instance))
+    refuse_if_spent(instance, "wrong_keys", who)
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
-        count(instance, "wrong_keys", address)
+        count(instance, "wrong_keys", who)
         problem = Problem(401, "Unauthorized", "send the key: Authorization: Bearer …")
         problem.headers["WWW-Authenticate"] = "Bearer"
         raise problem
@@ -197,6 +290,7 @@ def ask(hook: Callable[..., Any], *arguments: Any) -> Any:
 
     It may be `async`. What could still be waited for is no answer: taken as one it would be true.
     """
+    request.environ[ASKED] = True
     try:
         answer = current_app.ensure_sync(hook)(*arguments)
         if isawaitable(answer):

@@ -7,6 +7,7 @@ from flask import Response, current_app, make_response, request
 from flask.sansio.blueprints import BlueprintSetupState
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import BaseConverter, Map, Rule
 
 from hybrid.errors import (
     EventTooLarge,
@@ -173,11 +174,11 @@ def answer_for_the_router(setup: BlueprintSetupState) -> None:
 
     A blueprint's error handlers are asked about requests that its rules match, and no others.
     """
-    below = f"{setup.url_prefix or ''}/"
+    is_below = _below(setup)
 
     def refuse() -> Response | None:
         error = request.routing_exception
-        if error is None or error.code not in (404, 405) or not request.path.startswith(below):
+        if error is None or error.code not in (404, 405) or not is_below(request.path):
             return None
         problem = Problem(error.code, error.name, error.description or error.name)
         if isinstance(error, MethodNotAllowed):
@@ -185,6 +186,24 @@ def answer_for_the_router(setup: BlueprintSetupState) -> None:
         return problem.answer()
 
     setup.app.before_request(refuse)
+
+
+class _Rest(BaseConverter):
+    """Whatever follows in a path, slashes too."""
+
+    regex = ".*"
+    part_isolating = False
+
+
+def _below(setup: BlueprintSetupState) -> Callable[[str], bool]:
+    """Whether a path is below the blueprint's prefix, which may have variables: `/<lang>/live`."""
+    prefix = setup.url_prefix or ""
+    if "<" not in prefix:
+        return lambda path: path.startswith(f"{prefix}/")
+    rule = Rule(f"{prefix}/<hybrid_rest:hybrid_rest>")
+    converters = setup.app.url_map.converters | {"hybrid_rest": _Rest}
+    adapter = Map([rule], converters=converters, merge_slashes=False).bind("")
+    return lambda path: adapter.test(path, "GET")
 
 
 def package_problem(error: HybridError) -> Response:

@@ -15,7 +15,7 @@ from hybrid.connection import Connection
 from hybrid.errors import TooManyConnections
 from hybrid.events import Cursor, random_id
 from hybrid.monitor.connections import MAX_PAGE, SORTS, Search
-from hybrid.routes.access import identity_of, permitted, require_bearer
+from hybrid.routes.access import identity_of, not_permitted, permitted, require_bearer
 from hybrid.routes.answers import (
     FULL_RETRY_AFTER,
     Bare,
@@ -49,6 +49,8 @@ POLICY = (
 MAX_REPORT = 500
 MAX_SNOOZE = 24 * 60
 MAX_SEARCH = 100
+MAX_ACCEPT = 1024
+"""Characters of an Accept header that are read; browsers send some two hundred."""
 TICK_MS = 1000
 
 
@@ -73,8 +75,8 @@ def viewer(state: "AppState") -> Identity:
     """Who asks, if they may look."""
     require_same_origin_or_link()
     identity = identity_of(state)
-    if not permitted(state.hooks.can_monitor, identity, default=state.debug()):
-        raise Problem(403, "Forbidden", "the monitor is for those whom can_monitor admits")
+    if not permitted(state, state.hooks.can_monitor, identity):
+        raise not_permitted(state, "the monitor is for those whom can_monitor admits")
     return identity
 
 
@@ -82,8 +84,8 @@ def operator(state: "AppState") -> Identity:
     """Who asks, if they may act; from this site's own pages, whoever else may read."""
     require_own_origin()
     identity = viewer(state)
-    if not permitted(state.hooks.can_operate, identity, default=state.debug()):
-        raise Problem(403, "Forbidden", "this is for those whom can_operate admits")
+    if not permitted(state, state.hooks.can_operate, identity):
+        raise not_permitted(state, "this is for those whom can_operate admits")
     return identity
 
 
@@ -95,12 +97,19 @@ def monitor() -> Response:
     state = app_state()
     identity = viewer(state)
     notice_processes(state.instance())
-    if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+    if _wants_a_page():
         return _page(state, identity)
     state.monitor().refresh()
     response = json_answer(to_json(state.monitor().picture()))
     response.vary.add("Accept")
     return response
+
+
+def _wants_a_page() -> bool:
+    # To read one of spaces alone takes Werkzeug time by the square of its length.
+    if len(request.headers.get("Accept", "")) > MAX_ACCEPT:
+        return False
+    return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
 
 
 def _page(state: "AppState", identity: Identity) -> Response:
@@ -110,7 +119,7 @@ def _page(state: "AppState", identity: Identity) -> Response:
         base=url_for(".monitor").removesuffix("/monitor"),
         file=file,
         name=request.host,
-        operates=permitted(state.hooks.can_operate, identity, default=state.debug()),
+        operates=permitted(state, state.hooks.can_operate, identity),
         version=hybrid.__version__,
         wall=request.args.get("wall") == "1",
     )
@@ -185,6 +194,7 @@ def sse() -> Response:
     try:
         watch.hub.open(connection)
     except TooManyConnections as error:
+        state.instance().refused["monitors"] += 1
         raise Problem(503, "Full", str(error), retry_after=FULL_RETRY_AFTER) from error
     opening = greeting(watch.hub, connection, start, state.instance().bus.state)
     return StreamResponse(Stream(watch.hub, connection, opening))
@@ -273,18 +283,24 @@ def _log(identity: Identity, did: str, whom: str) -> None:
 def report() -> Response:
     """POST /report: a browser's client had an error. Anybody may, a little."""
     state = app_state()
-    identity_of(state)
     require_same_origin()
+    errors, address = state.monitor().errors, address_of(state.instance())
+    if not errors.takes_from(address):
+        raise enough()
+    identity_of(state)
     fields = json_object({"message", "place"}, state)
     message, place = fields.get("message"), fields.get("place", "")
     if not isinstance(message, str) or not isinstance(place, str) or not message:
         raise Problem(400, "Bad request", "a report has a message, and may have a place: texts")
-    told = state.monitor().errors.from_browser(
-        message[:MAX_REPORT], place[:MAX_REPORT], address_of(state.instance())
-    )
-    if not told:
-        raise Problem(429, "Too many", "enough is known of what goes wrong", retry_after=60)
+    if not errors.from_browser(message[:MAX_REPORT], place[:MAX_REPORT], address):
+        raise enough()
     return json_answer("{}", 202)
+
+
+def enough() -> Problem:
+    """What is said to who reports when there were enough reports."""
+    app_state().instance().refused["reports"] += 1
+    return Problem(429, "Too many", "enough is known of what goes wrong", retry_after=60)
 
 
 def metrics() -> Response:
@@ -297,7 +313,7 @@ def metrics() -> Response:
     try:
         from hybrid.monitor.metrics import CONTENT_TYPE, exposition
     except ImportError:
-        raise Problem(404, "Not found", "pip install 'flask-hybrid[prometheus]' for this") from None
+        raise Problem(404, "Not found", "pip install prometheus-client for this") from None
     state.monitor().refresh()
     response = Bare(exposition(state.monitor().picture()), content_type=CONTENT_TYPE)
     response.headers["Cache-Control"] = "no-store"

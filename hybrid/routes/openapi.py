@@ -7,6 +7,7 @@ from flask import Response, request
 import hybrid
 from hybrid.audience import MAX_NAME
 from hybrid.events import MAX_CURSOR
+from hybrid.routes.access import MAX_TOPICS
 from hybrid.routes.answers import app_state, json_answer
 from hybrid.wire import to_json
 
@@ -63,7 +64,8 @@ def _security() -> Object:
 def _schemas() -> Object:
     text = {"type": "string"}
     optional: Object = {"type": ["string", "null"]}
-    names = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME}}
+    name: Object = {"type": ["string", "integer"], "minLength": 1, "maxLength": MAX_NAME}
+    names: Object = {"type": "array", "items": name}
     addressed: Object = {"users": names, "roles": names, "topics": names}
     reason = {"type": "object", "properties": {"reason": text}, "required": ["reason"]}
     return {
@@ -118,7 +120,7 @@ def _paths(max_bytes: int) -> Object:
     topic: Object = {
         "name": "topic",
         "in": "query",
-        "schema": {"type": "array", "items": {"type": "string"}, "maxItems": 100},
+        "schema": {"type": "array", "items": {"type": "string"}, "maxItems": MAX_TOPICS},
         "style": "form",
         "explode": True,
     }
@@ -138,8 +140,8 @@ def _paths(max_bytes: int) -> Object:
     sorts = _query("sort", "by what; see the monitor")
     page = _query("page", "from 1", "integer", minimum=1)
     return {
-        "/sse": _get("Stream", [cursor, topic, ticket, last], stream, "400 401 403 429 431 503"),
-        "/polling": _get("Poll", [cursor, topic, wait, limit], poll, "400 401 403 429 431 503"),
+        "/sse": _read("Stream", [cursor, topic, ticket, last], stream),
+        "/polling": _read("Poll", [cursor, topic, wait, limit], poll),
         "/test": _post(
             "Send a test event", _ref("Wish"), {"201": receipt, "202": receipt}, max_bytes
         ),
@@ -266,6 +268,22 @@ def _get(
         "responses": {"200": answer} | _problems(codes),
     }
     return {"get": operation}
+
+
+def _read(summary: str, parameters: list[Object], answer: Object) -> Object:
+    """GET, and POST with the topics in the body."""
+    codes = "400 401 403 429 431 503"
+    topics: Object = {"type": "array", "items": {"type": "string"}, "maxItems": MAX_TOPICS}
+    post = {
+        "summary": f"{summary}, with topics in the body",
+        "parameters": parameters,
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _object({"topics": topics}, "topics")}},
+        },
+        "responses": {"200": answer} | _problems(codes + " 413 415"),
+    }
+    return _get(summary, parameters, answer, codes) | {"post": post}
 
 
 def _post(

@@ -6,9 +6,10 @@ slot each. Browsers say where a request comes from in Sec-Fetch-Site, older ones
 client that says neither is no browser and has no cookies of a victim.
 """
 
+import ipaddress
 import re
 
-from flask import Response, request
+from flask import Response, current_app, request
 
 from hybrid.routes.answers import Problem, app_state
 
@@ -53,6 +54,27 @@ def _is_from_here() -> bool:
         return site in ("same-origin", "none")
     origin = environ.get("HTTP_ORIGIN")
     return origin is None or origin == request.host_url.rstrip("/")
+
+
+def is_own_host() -> bool:
+    """Whether the request names this machine: by an address, as localhost, by a name without a dot,
+    or by one that the application has set (`TRUSTED_HOSTS`, `SERVER_NAME`).
+
+    No public name can be one of the first three, so none can be made to lead here.
+    """
+    config = current_app.config
+    if config.get("TRUSTED_HOSTS"):
+        return True  # Flask has refused all others
+    name = request.host.lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    own = (config.get("SERVER_NAME") or "localhost").lower().partition(":")[0]
+    if "." not in name or name == own or name.endswith((f".{own}", ".localhost")):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _allowed_origin() -> str | None:

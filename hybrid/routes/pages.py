@@ -24,7 +24,7 @@ def ready() -> Response:
     hub = instance.hub
     notice_processes(instance)
     if instance.bus.deaf:
-        raise Problem(503, "Deaf", instance.bus.trouble, retry_after=FULL_RETRY_AFTER)
+        raise Problem(503, "Deaf", instance.bus.headline, retry_after=FULL_RETRY_AFTER)
     if hub.draining:
         raise Problem(
             503, "Draining", "this instance is being stopped", retry_after=DRAINING_RETRY_AFTER

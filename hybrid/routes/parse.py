@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hybrid.application import AppState
 
 MAX_BODY = 16 * 1024 * 1024
+TOPICS_BYTES = 320 * 1024
+"""A hundred topics of 256 characters, each of which JSON may spell with twelve bytes."""
 
 
 def number(name: str, default: float, low: float, high: float, *, whole: bool = False) -> float:
@@ -37,15 +39,35 @@ def json_object(known: set[str], state: "AppState") -> dict[str, Any]:
 
 def json_body(state: "AppState", events: int = 1) -> Any:
     """The body's JSON; it may be as large as that many events."""
+    # Twice the event: its data may be spelled with escapes that encoding again removes.
+    return _json(min((2 * state.settings.max_event_bytes + 16 * 1024) * events, MAX_BODY))
+
+
+def posted_topics() -> list[str]:
+    """The topics that the body of a POST asks for; none for other methods.
+
+    JSON alone, which a page of another site cannot send without being asked first. The body is
+    read whatever else comes of the request: what is left of it would be cut off with the stream.
+    """
+    if request.method != "POST":
+        return []
+    body = _json(TOPICS_BYTES)
+    topics = body.get("topics") if isinstance(body, dict) else None
+    if not isinstance(topics, list) or len(body) != 1:
+        raise Problem(400, "Bad request", 'the body is {"topics": […]}, and nothing else')
+    if not all(isinstance(topic, str) for topic in topics):
+        raise Problem(400, "Bad request", "topics are texts")
+    return topics
+
+
+def _json(most: int) -> Any:
+    """The body's JSON, of so many bytes at most."""
     if request.mimetype != "application/json":
         raise Problem(415, "Unsupported media type", "send application/json")
-    # Twice the event: its data may be spelled with escapes that encoding again removes.
-    request.max_content_length = min(
-        (2 * state.settings.max_event_bytes + 16 * 1024) * events, MAX_BODY
-    )
+    request.max_content_length = most
     body = request.get_data(cache=False)
-    if len(body) >= request.max_content_length:  # Werkzeug cuts a chunked body there, silently
-        raise Problem(413, "Content too large", f"at most {request.max_content_length} bytes")
+    if len(body) >= most:  # Werkzeug cuts a chunked body there, silently
+        raise Problem(413, "Content too large", f"at most {most} bytes")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

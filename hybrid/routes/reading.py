@@ -1,4 +1,4 @@
-"""GET /sse and GET /polling."""
+"""GET /sse and GET /polling; POST, where there are more topics than an address can hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from hybrid.connection import Connection
 from hybrid.errors import TooManyConnections
 from hybrid.events import Cursor, random_id
 from hybrid.instance import Instance, unix_ms
+from hybrid.limits import of_address, of_user
 from hybrid.log import Claim, Entry, Reading
 from hybrid.routes.access import credentials_of, identity_of, redeem, topics_of
 from hybrid.routes.answers import (
@@ -20,9 +21,16 @@ from hybrid.routes.answers import (
     app_state,
     json_answer,
 )
-from hybrid.routes.bounds import address_of, count, count_for_user, patience, refusal
+from hybrid.routes.bounds import (
+    address_of,
+    count,
+    count_for_user,
+    is_this_machine,
+    patience,
+    refusal,
+)
 from hybrid.routes.origins import require_same_origin
-from hybrid.routes.parse import number
+from hybrid.routes.parse import number, posted_topics
 from hybrid.routes.server import (
     can_hold,
     notice_processes,
@@ -73,12 +81,14 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
     is_head = environ["REQUEST_METHOD"] == "HEAD"
     since = environ.get("HTTP_LAST_EVENT_ID") or args.get("since")
     address = address_of(instance)
-    # Who goes on from a cursor has been here before: a deployment that sends all clients away
-    # must not lock them out, nor a page that is loaded again.
-    kind = "returns" if Cursor.parse(since or "") else "connections"
-    if not is_head:
-        count(instance, f"ip_{kind}", address)
     ticket = args.get("ticket")
+    # Who has a cursor or a ticket has it from a page that was served, or has been here before:
+    # neither a page that is loaded again nor a deployment that sends all away is to lock them out.
+    served = Cursor.parse(since or "") or (ticket and instance.tickets.is_valid(ticket))
+    at_work = state.debug() and is_this_machine(address)
+    kind = "returns" if served or at_work else "connections"
+    count(instance, f"ip_{kind}", of_address(address))
+    posted = posted_topics()
     if ticket is not None and not is_head:
         # Who it is was looked at when the ticket was issued.
         identity, topics, credentials, asked_ms = redeem(state, ticket)
@@ -86,11 +96,11 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
         identity = identity_of(state)
         granted = topics is not None
         if topics is None:
-            topics = topics_of(state, identity)
+            topics = topics_of(state, identity, posted)
         credentials = credentials_of(identity, topics, granted=granted)
+    count_for_user(instance, f"user_{kind}", identity)
     if is_head:
         return StreamResponse(())
-    count_for_user(instance, f"user_{kind}", identity)
     notice_processes(instance)
     instance.hub.readers.expire()
     start, pending = begin(instance.bus, since, max_replay=state.settings.max_replay_events)
@@ -110,7 +120,7 @@ def _open_stream(topics: frozenset[str] | None) -> Response:
             connection, address, Claim(since, certain=pending is None), patience()
         )
     except TooManyConnections as error:
-        raise refusal(error) from error
+        raise refusal(instance, error) from error
     opening = greeting(instance.hub, connection, start, instance.bus.state)
     stream = Stream(instance.hub, connection, opening)
     settle_late(instance.bus, instance.hub, start)
@@ -127,8 +137,9 @@ def polling() -> Response:
     instance = state.instance()
     address = address_of(instance)
     identity = identity_of(state)
-    count(instance, "polls", identity.user or address)
-    topics = topics_of(state, identity)
+    user = identity.user
+    count(instance, "polls", of_address(address) if user is None else of_user(user))
+    topics = topics_of(state, identity, posted_topics())
     notice_processes(instance)
     instance.hub.readers.expire()
     wait = number("wait", 0.0, 0.0, MAX_WAIT)

@@ -10,14 +10,13 @@ from flask import Response, request
 from hybrid.audience import Audience
 from hybrid.bus import Receipt
 from hybrid.events import MAX_TOGETHER, Event, random_id
-from hybrid.routes.access import identity_of, may_test, require_key
+from hybrid.limits import of_address
+from hybrid.routes.access import identity_of, may_test, not_permitted, require_key
 from hybrid.routes.answers import Problem, app_state, json_answer
 from hybrid.routes.bounds import address_of, count, count_for_user
 from hybrid.routes.origins import require_same_origin
 from hybrid.routes.parse import json_body, json_object
 from hybrid.wire import to_json
-
-ANOTHER = Problem(422, "Key used before", "this Idempotency-Key came with other events earlier")
 
 
 def test() -> Response:
@@ -25,13 +24,13 @@ def test() -> Response:
     state = app_state()
     require_same_origin()
     instance = state.instance()
-    count(instance, "ip_events", address_of(instance))
+    count(instance, "ip_events", of_address(address_of(instance)))
     identity = identity_of(state)
     count_for_user(instance, "user_events", identity)
     fields = json_object({"type", "data", "users", "roles", "topics"}, state)
     audience = Audience.of(fields.get("users"), fields.get("roles"), fields.get("topics"))
     if not may_test(state, identity, audience):
-        raise Problem(403, "Forbidden", "you may send test events to yourself only")
+        raise not_permitted(state, "you may send test events to yourself only")
     event = state.event(fields.get("type", "test"), fields.get("data"), audience)
     (receipt,) = state.publish([event])
     return _receipts([receipt], alone=True)
@@ -57,7 +56,7 @@ def publish() -> Response:
         _require_the_same(key, events)
     receipts = state.publish(events, replicas=1 if ack else 0)
     if key is not None and any(map(_is_another, events, receipts)):
-        raise ANOTHER  # somebody else was as fast with the same key
+        raise another()  # somebody else was as fast with the same key
     return _receipts(receipts, alone=not isinstance(body, list))
 
 
@@ -80,9 +79,14 @@ def _require_the_same(key: str, events: Sequence[Event]) -> None:
     for event, held in zip(events, kept, strict=True):
         begun = begun or held is not None
         if begun and (held is None or _differ(held, event)):
-            raise ANOTHER
+            raise another()
     if bus.held(_derived(key, len(events))) is not None:
-        raise ANOTHER
+        raise another()
+
+
+def another() -> Problem:
+    """A new one each time: one that is raised again and again keeps all its tracebacks."""
+    return Problem(422, "Key used before", "this Idempotency-Key came with other events earlier")
 
 
 def _differ(one: Event, other: Event) -> bool:

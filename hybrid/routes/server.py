@@ -65,6 +65,7 @@ def require_streaming() -> None:
     if http2 or is_adapted():
         why, fix = HTTP2_INSIDE if http2 else ADAPTED
     instance = app_state().instance()
+    instance.refused["no_streaming"] += 1
     if not instance.no_streams:
         instance.no_streams = f"a stream was refused, since {why}; clients poll. Fix: {fix}"
         logger.warning("%s", instance.no_streams)

@@ -1,4 +1,4 @@
-import type { AnyEvent, Client, ClientError, Off } from "./hybrid.js";
+import type { AnyEvent, Client, ClientError, Fetch, Off } from "./hybrid.js";
 
 export interface DashboardState<Data = unknown> {
   /** Undefined until it is known. */
@@ -17,16 +17,16 @@ export interface DashboardState<Data = unknown> {
 
 export interface DashboardOptions {
   /** Fetches a key's JSON; the answer's `X-Realtime-Cursor` header says what it contains. */
-  fetcher?: (key: string, init: RequestInit) => Promise<Response>;
+  fetcher?: ((key: string, init: any) => ReturnType<Fetch>) | undefined;
   /**
    * The data after an event: the same object where the event does not matter, undefined to have
    * the key fetched again. It must not change `data` itself.
    */
-  reduce?: (data: any, event: AnyEvent, key: string) => unknown;
+  reduce?: ((data: any, event: AnyEvent, key: string) => unknown) | undefined;
   /** Who is logged in; data is kept over a reload for the same name and for no other. */
-  name?: string | null;
+  name?: string | null | undefined;
   /** Where; by default the tab's sessionStorage. */
-  storage?: Pick<Storage, "getItem" | "setItem">;
+  storage?: { getItem(key: string): string | null; setItem(key: string, text: string): void } | undefined;
 }
 
 export interface DashboardKey<Data = unknown> {
@@ -42,6 +42,6 @@ export interface Dashboard {
 }
 
 /** What a dashboard needs of a client. */
-export type DashboardClient = Pick<Client, "state" | "on">;
+export type DashboardClient = Pick<Client, "state" | "on"> & Partial<Pick<Client, "cursor">>;
 
 export function createDashboard(options: DashboardOptions & { client: DashboardClient }): Dashboard;

@@ -6,11 +6,12 @@
  * events are remembered as they arrive, and what a fetch brings is a base over which all those are
  * played that it cannot contain. Which these are says the cursor that the server read before it
  * loaded (`X-Realtime-Cursor`); without one, those that arrived after the fetch had begun.
+ * The first fetch does not wait for the connection; what it brings is fetched once more when the
+ * connection stands, unless its cursor shows that the connection begins no later.
  * What a fetch brings that was begun before the one whose data is shown is thrown away.
  */
 
 const MEMORY = 1000; // events that may arrive while a fetch is under way
-const PATIENCE = 1000; // for the connection, without which a fetch is out of date at once
 const SOON = 100; // from an event that needs a fetch to that fetch: one for many such events
 const RETRY = 1000; // after a failed fetch
 const DOUBLINGS = 5; // of either, while it does not help
@@ -121,6 +122,7 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
     let recent = []; // events, oldest first
     let forgotten = 0; // events that were before these
     let listening = false; // nothing is missed any more: the client comes back from its cursor
+    let begun; // the cursor from which on nothing is missed, where the client says so
 
     function change() {
       const isLoading = data === undefined && !error;
@@ -138,10 +140,15 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
     async function refresh() {
       const turn = ++asked;
       const from = forgotten + recent.length;
+      const early = !listening;
       timer = clearTimeout(timer);
       try {
         const answer = await fetcher(key, { cache: "no-store" });
-        if (!answer.ok) throw { message: `HTTP ${answer.status}`, status: answer.status };
+        if (!answer.ok) {
+          // What the server says, where it says it as a problem (RFC 9457).
+          const problem = /problem/.test(answer.headers.get("Content-Type")) && (await answer.json().catch(() => {}));
+          throw { message: problem?.detail ?? `HTTP ${answer.status}`, status: answer.status };
+        }
         const base = answer.headers.get("X-Realtime-Cursor");
         const found = await answer.json();
         if (turn < shown) return;
@@ -150,6 +157,7 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
         put(found, base);
         recent.forEach((event, index) => play(event, base, forgotten + index < from));
         if (forgotten > from) again(SOON);
+        else if (early && listening && !contains(base, begun)) refresh();
         if (!timer) tries = 0;
       } catch (failure) {
         if (turn < asked) return; // the newer one will say
@@ -178,12 +186,16 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
     }
 
     function connected() {
-      if (!listening && (listening = client.state.isConnected)) refresh();
+      if (listening || !client.state.isConnected) return;
+      listening = true;
+      begun = client.cursor;
+      // A fetch that is under way sees to it when it ends.
+      if (!timer && (shown < asked || contains(cursor, begun))) change();
+      else refresh();
     }
 
     const hold = shared(() => {
       globalThis.addEventListener?.("pagehide", keep);
-      timer = setTimeout(refresh, PATIENCE);
       const offs = all(
         client.on("*", (event) => {
           if (recent.push(event) > MEMORY) {
@@ -204,7 +216,8 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
           delete entries[key];
         },
       );
-      connected();
+      listening = client.state.isConnected;
+      refresh();
       return offs;
     });
 
@@ -222,4 +235,19 @@ export function createDashboard({ client, fetcher = fetch, reduce, name, storage
     client,
     at: (key) => (entries[key] ??= makeEntry(key)),
   };
+}
+
+/**
+ * What a client's `load()` does: one key for as long as it is not taken back.
+ *
+ * @param {string|((init: RequestInit) => Promise<Response>)} source the data's address, or what
+ *   fetches it
+ * @param {function} [reduce] as for `createDashboard()`
+ * @param {(state: object) => void} show what `get` returns, once a frame after it has changed
+ * @returns {() => void} the end
+ */
+export function load(client, source, reduce, show) {
+  const fetcher = source.call ? (_, init) => source(init) : fetch;
+  const entry = createDashboard({ client, fetcher, reduce }).at(source);
+  return entry.subscribe(() => show(entry.get()));
 }

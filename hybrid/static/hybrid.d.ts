@@ -34,6 +34,7 @@ export interface HybridEvent<T extends string = string> {
 export type AnyEvent = { [T in EventType]: HybridEvent<T> }[EventType];
 
 export interface ClientError {
+  /** What the server says of a refusal (the `detail` of its problem), or else what happened. */
   readonly message: string;
   /** The HTTP status, if there was an answer. */
   readonly status?: number;
@@ -65,6 +66,9 @@ export interface State {
   readonly bus: string | null;
   /** It has given up until `reconnect()`. */
   readonly stopped: boolean;
+  readonly status: "idle" | "connecting" | "live" | "waiting" | "authorizing" | "paused" | "stopped" | "closed";
+  /** Which of the tabs that share a connection this is: the one that has it, or one that is told. */
+  readonly role: "solo" | "leader" | "follower";
 }
 
 type HeaderValues = Record<string, string>;
@@ -72,39 +76,77 @@ type HeaderValues = Record<string, string>;
 /** Whether it is worth another try: anything truthy is, like a fresh token. */
 type Answer = boolean | string | null;
 
+/** The platform's `fetch`, in projects that have its types. */
+export type Fetch = typeof globalThis extends { fetch: infer F extends (...given: any) => any }
+  ? F
+  : (address: string, init: any) => Promise<any>;
+
+/** How long things may take, in milliseconds; docs/client.md says what each is. */
+export interface Timings {
+  open?: number;
+  hello?: number;
+  stall?: number;
+  base?: number;
+  cap?: number;
+  first?: number;
+  poll?: number;
+  probe?: number;
+  soon?: number;
+  shortLife?: number;
+  well?: number;
+  beat?: number;
+  patience?: number;
+}
+
 export interface Options {
   /** To ask for, besides what is for this user anyway. */
-  topics?: readonly string[];
+  topics?: readonly string[] | undefined;
   /**
    * Where to begin: what the server gave with a snapshot. Without one, where this page was before
-   * it was loaded again, or else at now.
+   * it was loaded again, or its client closed, or else at now.
    */
-  cursor?: string | null;
+  cursor?: string | null | undefined;
   /** Who is logged in, for instance the user's id: tabs of the same name share a connection. */
-  name?: string | null;
+  name?: string | null | undefined;
   /** False: not with other tabs even so. */
-  share?: boolean;
-  /** False: remember nothing over a reload. */
-  persist?: boolean;
+  share?: boolean | undefined;
+  /** False: remember nothing over a reload or a `close()`. */
+  persist?: boolean | undefined;
   /** For every request; a function is called before each. */
-  headers?: HeaderValues | (() => HeaderValues | Promise<HeaderValues>);
+  headers?: HeaderValues | (() => HeaderValues | Promise<HeaderValues>) | undefined;
   /**
-   * Called once after a 401 or 403. One more try follows if what it resolves to is truthy; where
+   * Called once after a 401 or 403, or a redirect to a page, which is a login's. One more try follows if what it resolves to is truthy; where
    * it throws, or resolves to false, null or an empty string, the client stops.
    */
-  onAuth?: (error: ClientError) => Answer | Promise<Answer>;
-  credentials?: RequestCredentials;
+  onAuth?: ((error: ClientError) => Answer | Promise<Answer>) | undefined;
+  credentials?: "omit" | "same-origin" | "include" | undefined;
   /** In place of the global one. */
-  fetch?: typeof fetch;
-  transport?: "auto" | "sse" | "polling";
+  fetch?: Fetch | undefined;
+  transport?: "auto" | "sse" | "polling" | undefined;
+  /**
+   * In place of `JSON.parse`, for instance for integers beyond 2^53: given an event's data by a
+   * stream, and the whole answer by a poll. What it makes is not shared between tabs.
+   */
+  parse?: ((text: string) => any) | undefined;
   /** The longest event, in UTF-16 units. */
-  maxBuffer?: number;
+  maxBuffer?: number | undefined;
   /** In milliseconds. */
-  timings?: Partial<Record<string, number>>;
+  timings?: Timings | undefined;
 }
 
 /** Takes a listener off; calling it again does nothing. */
 export type Off = () => void;
+
+/** What `load` shows, as `createDashboard()` has it. */
+export interface LoadState<Data = unknown> {
+  /** Undefined until it is known. */
+  readonly data?: Data | undefined;
+  /** What went wrong with the newest fetch; the data of an older one stays. */
+  readonly error?: ClientError | undefined;
+  readonly isLoading: boolean;
+  /** The data may be older than what the server has. */
+  readonly isStale: boolean;
+}
 
 export interface Client {
   /** Frozen, and the same object until something changes. */
@@ -114,8 +156,31 @@ export interface Client {
   on(type: "gap", listener: (gap: Gap) => void): Off;
   on(type: "error", listener: (error: ClientError) => void): Off;
   on(type: "status", listener: (status: Status) => void): Off;
+  on(type: `${string}.*`, listener: (event: AnyEvent) => void): Off;
   on<T extends EventType>(type: T, listener: (event: HybridEvent<T>) => void): Off;
   subscribe(listener: () => void): Off;
+  /**
+   * The events of a type, of a beginning of types (`order.*`) or all, as a loop that ends with
+   * `close()`.
+   */
+  events<T extends EventType>(type: T): AsyncGenerator<HybridEvent<T>, void, void>;
+  events(type?: "*" | `${string}.*`): AsyncGenerator<AnyEvent, void, void>;
+  /**
+   * Fetch JSON and keep it live: now, after a gap, and where `reduce` returns undefined or is none.
+   * Events that arrive during a fetch are played over what it brings, unless the
+   * `X-Realtime-Cursor` of the answer says that it contains them. A fetch that fails is made again.
+   *
+   * `source` is an address, or a function that fetches. `reduce` gives the data after an event:
+   * the same object where the event does not matter; it must not change the old one. `show` is
+   * called once a frame when something has changed. Returns what ends it, as `close()` does.
+   */
+  load<Data = any>(
+    source: string | ((init: any) => ReturnType<Fetch>),
+    reduce: ((data: Data, event: AnyEvent) => Data | undefined) | null | undefined,
+    show: (state: LoadState<Data>) => void,
+  ): Off;
+  /** Where in the log the client is: what `cursor` of another `connect()` may begin with. */
+  readonly cursor: string | null;
   /** Try now, also after it has stopped. */
   reconnect(): void;
   /** The end, for good: no request, no timer, no event. */

@@ -5,7 +5,8 @@
  *
  * Three parts: a parser (bytes to blocks), a machine (what to do next; no clock, network or DOM
  * in it) and a shell around the machine (fetch, one timer, storage, the page's events). How
- * several tabs share one connection is in tabs.js, which is loaded where it is asked for.
+ * several tabs share one connection is in tabs.js, and `load` in dashboard.js, which are loaded
+ * where they are asked for.
  */
 
 const DEFAULTS = {
@@ -19,6 +20,7 @@ const DEFAULTS = {
   probe: 60_000, // from falling back to the first look whether streams work; doubles up to 10 min
   soon: 5_000, // to the first look of a page that begins with polls, since it fell back lately
   shortLife: 5_000, // a stream that ended sooner proves nothing
+  well: 10_000, // who was connected for that long and is cut tries once more before the state says so
 };
 const FAILURES = 3; // of streams in a row until polling
 const HOLD = 20; // seconds that the server may hold a poll; under what proxies allow
@@ -93,7 +95,7 @@ export function createParser(onBlock, maxBuffer = 2 ** 26) {
  * @param {() => number} random from 0 up to 1
  */
 export function createMachine(
-  { transport = "auto", cursor = null, streams = true, onAuth, pollUntil = 0, timings = {} },
+  { transport = "auto", cursor = null, streams = true, onAuth, pollUntil = 0, parse: read = JSON.parse, timings = {} },
   random = Math.random,
 ) {
   const t = { ...DEFAULTS, ...timings };
@@ -113,6 +115,8 @@ export function createMachine(
   let failures = 0; // of streams, on the way to polling
   let shortLives = 0;
   let authorized = false; // the hook has been asked since the last success
+  let proven = false; // has been live with these credentials: a refusal may be of a passing deployment
+  let liveAt = Infinity; // since when it is live, without a cut
   let retryAt = null;
   let floorAt = 0; // what Retry-After forbids
   let pollAt = null;
@@ -132,7 +136,7 @@ export function createMachine(
   // -- requests
 
   const send = (kind) => {
-    const wait = kind === "polling" && cursor && phase === "live" && !hidden ? HOLD : 0;
+    const wait = kind === "polling" && cursor && phase === "live" && liveAt < Infinity && !hidden ? HOLD : 0;
     // `due`: when it will have taken too long; `silence`: how long it may, once it has said hello
     const due = now + (kind === "sse" ? t.hello : wait * 1000 + t.open);
     const request = { n: ++requests, kind, cursor, wait, at: now, due };
@@ -147,12 +151,13 @@ export function createMachine(
     abort(main);
     abort(probe);
     main = probe = retryAt = pollAt = null;
+    liveAt = Infinity;
     phase = next;
   };
 
   /** Begin anew with the current method. */
-  const open = () => {
-    enter("connecting");
+  const open = (as = "connecting") => {
+    enter(as);
     main = send(method);
   };
 
@@ -164,7 +169,7 @@ export function createMachine(
       else failed("no answer, or buffered", FAILURES);
     }
     if (probe && now >= probe.due) probeFailed();
-    if (retryAt && now >= retryAt) open();
+    if (retryAt && now >= retryAt) open(phase === "live" ? phase : undefined);
     if (pollAt && !main && now >= pollAt) main = send("polling");
     if (mayProbe() && now >= probeAt) probe = send("sse");
   };
@@ -186,14 +191,14 @@ export function createMachine(
 
   /** Half of it is chance, so that a server's clients do not come back together. */
   const spread = (delay) => (delay * (1 + random())) / 2;
-  const backoff = () => spread(Math.min(t.cap, t.base * 2 ** (attempts - 1)));
+  const backoff = (cap = t.cap) => spread(Math.min(cap, t.base * 2 ** (attempts - 1)));
 
   const hurry = (delay) => {
     if (retryAt) retryAt = Math.min(retryAt, Math.max(floorAt, now + delay));
   };
 
   /** The main request came to nothing. */
-  const failed = (message, weight = 1, floor = 0, status = undefined) => {
+  const failed = (message, weight = 1, floor = 0, status = undefined, cap = undefined) => {
     abort(main);
     main = pollAt = null;
     report(message, status);
@@ -210,7 +215,21 @@ export function createMachine(
         return open();
       }
     }
-    wait(Math.max(floor, backoff()));
+    wait(Math.max(floor, backoff(cap)));
+  };
+
+  /**
+   * A connection that was well for long is cut, as Firefox and WebKit do where a page is being left
+   * or a download begins: one more attempt, and nobody is told unless that fails.
+   */
+  const retried = () => {
+    if (phase !== "live" || now - liveAt < t.well) return;
+    abort(main);
+    main = pollAt = null;
+    liveAt = Infinity;
+    fresh();
+    probeDelay = 0;
+    return (retryAt = now + Math.max(t.first, spread(t.base)));
   };
 
   /** A stream that had said hello is over; `alive` is until when it was well. */
@@ -274,7 +293,7 @@ export function createMachine(
   const on = {
     // About a request.
 
-    head({ status, contentType, retryAfter }, request) {
+    head({ status, contentType, retryAfter, detail, moved }, request) {
       const streamed = request.kind === "sse";
       const type = /^[^; ]*/.exec(contentType)[0].toLowerCase();
       if (status === 200 && type === (streamed ? "text/event-stream" : "application/json")) {
@@ -282,19 +301,24 @@ export function createMachine(
         return;
       }
       const floor = Math.min(LONGEST, retryAfter * (1 + 0.2 * random()));
-      const message = `answered ${status} ${type}`;
-      if (request === probe) probeFailed(floor);
-      else if (!/^(204|410|40[0134])$/.test(status)) failed(message, 1, floor, status);
-      else {
-        authorized = /40[13]/.test(status) && onAuth && !authorized;
-        enter(authorized ? "authorizing" : "stopped");
+      if (request === probe) return probeFailed(floor);
+      const large = /^4(14|31)$/.test(status); // and will be as large the next time
+      const asks = onAuth && !authorized && (/^40[13]$/.test(status) || (moved && status === 200));
+      // The contract's own answer. What else says 401 or 404 may be a proxy during a deployment.
+      const own = type === "application/problem+json" && /^4(0[0134]|10)$/.test(status);
+      const message = detail ?? `${moved ? "redirected, " : ""}answered ${status} ${type}${large ? ": the request is too long" : ""}`;
+      if (asks || status === 204 || (!proven && (own || large))) {
+        authorized = asks;
+        enter(asks ? "authorizing" : "stopped");
         report(message, status);
-        if (authorized) say("auth", (main = { n: ++requests, due: Infinity, error }));
-      }
+        if (asks) say("auth", (main = { n: ++requests, due: Infinity, error }));
+      } else failed(message, 1, floor, status, own ? LONGEST : undefined);
     },
     auth({ ok }) {
-      if (ok) open();
-      else enter("stopped");
+      if (ok) {
+        proven = false; // these are others
+        open();
+      } else enter("stopped");
     },
     block({ block: { id = null, eid, at, retry, event, data } }, request) {
       const type = event || "message";
@@ -303,7 +327,7 @@ export function createMachine(
       if (!request.greeted && !/^hybrid\.(hello|bye)$/.test(type)) return;
       if (/^hybrid\./.test(type)) on[type]?.(parse(data) ?? {}, request, id);
       else if (data !== undefined) {
-        hear({ id: eid ?? parseCursor(id)?.[2] ?? id, cursor: id, type, data: parse(data, data), at: +at || null, method: "sse" });
+        hear({ id: eid ?? parseCursor(id)?.[2] ?? id, cursor: id, type, data: attempt(() => read(data), data), at: +at || null, method: "sse" });
       }
       if (main === request) commit(id); // also of a heartbeat, or what a later server may say
     },
@@ -318,8 +342,9 @@ export function createMachine(
       // Without heartbeats silence means nothing.
       request.silence = heartbeat > 0 ? Math.max(t.stall, 2.5 * heartbeat) : Infinity;
       request.due = now + request.silence;
-      request.greeted = now;
+      request.greeted = liveAt = now;
       phase = "live";
+      proven = true;
       bus = said;
       error = null;
       authorized = false;
@@ -341,18 +366,21 @@ export function createMachine(
     answer({ body }, request) {
       const { events, cursor, gap, more } = body ?? {};
       if (!Array.isArray(events) || !cursor) return failed("not a poll");
-      main = error = null;
+      error = null;
       phase = "live";
+      proven = true;
+      liveAt = Math.min(liveAt, now);
       bus = body.bus ?? bus;
       // Polls have failed as well: it was the server and not the stream, no need to wait for long.
       if (attempts) probeAt = Math.min(probeAt, now + spread(2 * t.base));
       fresh();
       if (gap) hearGap({ ...gap, cursor });
       let news;
-      for (const { text, data = parse(text, text?.replace(/\r\n?/g, "\n")), ...event } of events) {
+      for (const { text, data = attempt(() => read(text), text?.replace(/\r\n?/g, "\n")), ...event } of events) {
         news = hear({ ...event, data, method: "polling" }) || news;
       }
       commit(cursor);
+      main = null; // only now: were the above to fail, its time would still run out
       // A server that holds polls is asked again at once, one that does not when it suggests.
       // Which it is shows at the second poll: the first asks for an answer without delay. One that
       // says again what it has said, as it may while it has no log, has not held it.
@@ -363,6 +391,7 @@ export function createMachine(
     },
     fail({ message }, request) {
       if (request === probe) probeFailed();
+      else if (retried()) return;
       else if (request.greeted) ended(message);
       else failed(message);
     },
@@ -371,7 +400,8 @@ export function createMachine(
 
     start({ polling }) {
       attempts = 0;
-      const known = auto && (polling || pollUntil > now);
+      // Later than that it was written before the clock was set back.
+      const known = auto && (polling || (pollUntil > now && pollUntil <= now + LONGEST));
       method = streaming && !known ? "sse" : "polling";
       probeDelay = known && t.probe;
       probeAt = known && now + random() * t.soon;
@@ -430,6 +460,7 @@ export function createMachine(
       hearGap(value);
     },
     cursor({ value }) {
+      proven = true; // another tab of this person is live
       commit(value);
     },
   };
@@ -469,7 +500,7 @@ export function createMachine(
         lastEvent,
         error,
         attempt: isConnected ? 0 : attempts,
-        retryAt,
+        retryAt: isConnected ? null : retryAt,
         bus,
         stopped: phase === "stopped",
         status: phase,
@@ -485,6 +516,19 @@ export function parseCursor(text) {
   return id && [epoch, +offset, id];
 }
 
+let ahead = 0; // milliseconds by which the computer's clock was set back
+let latest = 0;
+
+/**
+ * The computer's clock, which counts sleep, but never back: where it is set back, time goes on from
+ * what was read last, and no deadline moves away by more than has passed since.
+ */
+function clock() {
+  const now = Date.now();
+  ahead = Math.max(ahead, latest - now);
+  return (latest = now + ahead);
+}
+
 /** What `act` returns, or `otherwise` where it throws. */
 function attempt(act, otherwise) {
   try {
@@ -494,7 +538,18 @@ function attempt(act, otherwise) {
   }
 }
 
-const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
+/** What `act` throws reaches the page's error handler, and stops nothing here. */
+function guard(act) {
+  try {
+    act();
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
+  }
+}
+
+const parse = (text) => attempt(() => JSON.parse(text));
 
 // -- the shell
 
@@ -505,19 +560,22 @@ const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
  * @param {object} [options]
  * @param {string[]} [options.topics] to ask for, besides what is for this user anyway
  * @param {string} [options.cursor] where to begin: what the server gave with a snapshot. Without
- *   one, where this page was before it was loaded again, or else at now
+ *   one, where this page was before it was loaded again, or its client closed, or else at now
  * @param {string} [options.name] who is logged in, for instance the user's id. Tabs with the same
  *   url, topics and name share one connection; without a name a tab keeps to itself, since one
  *   person's events must not reach another's page
  * @param {boolean} [options.share] false: not with other tabs even so
- * @param {boolean} [options.persist] false: remember nothing over a reload
+ * @param {boolean} [options.persist] false: remember nothing over a reload or a `close()`
  * @param {object|(() => object|Promise<object>)} [options.headers] for every request; a function
  *   is called before each
- * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403; one more try
- *   follows if what it resolves to is truthy, for instance true or a fresh token
+ * @param {(error: object) => any} [options.onAuth] called once after a 401 or 403, or a redirect to
+ *   a page, which is a login's; one more try follows if what it resolves to is truthy, for instance
+ *   true or a fresh token
  * @param {RequestCredentials} [options.credentials]
  * @param {typeof fetch} [options.fetch] in place of the global one
  * @param {'auto'|'sse'|'polling'} [options.transport]
+ * @param {(text: string) => any} [options.parse] in place of `JSON.parse`: given an event's data by
+ *   a stream, and the whole answer by a poll. What it makes cannot be shared between tabs
  * @param {number} [options.maxBuffer] the longest event, in UTF-16 units; a longer one is a failure
  * @param {object} [options.timings] in milliseconds; the keys of DEFAULTS
  * @returns {{
@@ -527,18 +585,23 @@ const parse = (text, otherwise) => attempt(() => JSON.parse(text), otherwise);
  *   on: (type: string, listener: (value: any) => void) => () => void,
  *   subscribe: (listener: () => void) => () => void,
  *   events: (type?: string) => AsyncGenerator<object>,
+ *   load: (source: string|function, reduce: ?function, show: (state: object) => void) => () => void,
+ *   readonly cursor: ?string,
  *   reconnect: () => void,
  *   close: () => void,
  * }} `on` takes an event's type, the beginning of types (`order.*`), `*` for every event, or
  *   `state`, `gap`, `error`, `status`, which are the client's own (an event of such a type comes
  *   under `*` alone); both `on` and `subscribe` return what takes the listener off. `state` is
  *   frozen and stays the same object until it changes. An event is
- *   `{id, cursor, type, data, at, method, provisional}`
+ *   `{id, cursor, type, data, at, method, provisional}`. `load` fetches JSON and keeps it live: now,
+ *   after a gap, and where `reduce` cannot tell; events that arrive during a fetch are played over
+ *   what it brings. It is dashboard.js, loaded when first used. `cursor` is where the client is
  */
 export function connect(url, options = {}) {
   const { topics = [], name, persist = true, headers, onAuth, credentials } = options;
   const base = url.replace(/\/+$/, "");
-  const key = `hybrid:${base}?${topics}#${name}`; // somebody else's page begins anew
+  // Somebody else's page begins anew; JSON, so that no two of them are written alike.
+  const key = `hybrid:${JSON.stringify([base, [...topics].sort(), name])}`;
   const { document, navigator, BroadcastChannel } = globalThis;
   // Storage may be full, forbidden or missing; then nothing is remembered.
   const store = (text) => attempt(() => (sessionStorage[key] = text));
@@ -547,6 +610,7 @@ export function connect(url, options = {}) {
   const life = new AbortController();
   const { signal: over } = life;
   const listeners = new Set();
+  const ends = new Set(); // of loops and loads that are under way
   const inbox = [];
   let driver = machine;
   let state = Object.freeze(machine.state);
@@ -554,32 +618,34 @@ export function connect(url, options = {}) {
   let timerAt = Infinity;
   let savedAt = 0;
 
+  const save = () => {
+    const { cursor, pollUntil } = machine;
+    // The first cursor at once: Firefox may end the pagehide listener of a page that is left
+    // before it saves. An older cursor repeats events, where none loses them.
+    savedAt = cursor && clock();
+    if (persist) store(JSON.stringify({ cursor, pollUntil }));
+  };
+
   // A listener may call reconnect() or close(): what it causes waits until all that the message
   // before it caused has happened.
   const tell = (type, more) => {
     if (inbox.push({ ...more, type }) > 1) return;
-    try {
-      for (const message of inbox) {
+    for (const message of inbox) {
+      guard(() => {
         // Hidden, or pagehide: the page may be left.
         if (/hid/.test(message.type)) savedAt = 0;
-        const effects = driver.handle(message, Date.now());
+        const effects = driver.handle(message, clock());
         const next = driver.state;
+        if (next.retryAt) next.retryAt -= ahead; // which a page compares with Date.now()
         if (Object.keys(next).some((key) => next[key] !== state[key])) {
           state = Object.freeze(next);
           emit("state", state); // first, so that listeners see the state that goes with their event
         }
-        for (const [what, value] of effects) acts[what] ? acts[what](value) : emit(what, value);
-      }
-    } finally {
-      inbox.length = 0;
+        for (const [what, value] of effects) guard(() => (acts[what] ? acts[what](value) : emit(what, value)));
+      });
     }
-    if (Date.now() > savedAt + 1000) {
-      const { cursor, pollUntil } = machine;
-      // The first cursor at once: Firefox may end the pagehide listener of a page that is left
-      // before it saves. An older cursor repeats events, where none loses them.
-      savedAt = cursor && Date.now();
-      if (persist && !over.aborted) store(JSON.stringify({ cursor, pollUntil }));
-    }
+    inbox.length = 0;
+    if (!over.aborted && clock() > savedAt + 1000) save();
     // One timer for everything. It may fire early, never late: deadlines mostly move away.
     const at = driver.wakeAt;
     if (at < timerAt) {
@@ -588,7 +654,7 @@ export function connect(url, options = {}) {
       timer = setTimeout(() => {
         timerAt = Infinity;
         tell("tick");
-      }, at - Date.now());
+      }, at - clock());
     }
   };
 
@@ -597,14 +663,7 @@ export function connect(url, options = {}) {
     for (const [wanted, listener] of [...listeners]) {
       if (over.aborted) return;
       if (wanted === type || wanted === `${type.slice(0, wanted.length - 1)}*`) {
-        try {
-          listener(value);
-        } catch (error) {
-          // is the page's, not ours
-          setTimeout(() => {
-            throw error;
-          });
-        }
+        guard(() => listener(value));
       }
     }
   };
@@ -614,7 +673,10 @@ export function connect(url, options = {}) {
       const { n, kind, cursor, wait } = request;
       const { signal } = (request.controller = new AbortController());
       try {
-        const query = new URLSearchParams(topics.map((topic) => ["topic", topic]));
+        let query = new URLSearchParams(topics.map((topic) => ["topic", topic]));
+        // Servers on the way take a line of 4 KB, some of them less.
+        const body = `${query}`.length > 2_000 ? JSON.stringify({ topics }) : undefined;
+        if (body) query = new URLSearchParams();
         if (cursor) query.set("since", cursor);
         if (wait) query.set("wait", wait);
         const sent = new Headers(typeof headers === "function" ? await headers() : headers);
@@ -622,7 +684,10 @@ export function connect(url, options = {}) {
         const streamed = kind === "sse";
         // The second type tells the server that this client reads statuses, unlike EventSource.
         sent.set("Accept", streamed ? "text/event-stream, application/problem+json" : "application/json");
+        if (body) sent.set("Content-Type", "application/json");
         const response = await (options.fetch ?? fetch)(`${base}/${kind}?${query}`, {
+          method: body && "POST",
+          body,
           headers: sent,
           credentials,
           // Firefox lets a second request for the same address wait for the first otherwise.
@@ -630,8 +695,16 @@ export function connect(url, options = {}) {
           signal,
         });
         const after = response.headers.get("Retry-After"); // RFC 9110, section 10.2.3
-        const retryAfter = after * 1000 || Date.parse(after) - Date.now() || 0;
-        tell("head", { n, status: response.status, contentType: response.headers.get("Content-Type"), retryAfter });
+        const contentType = response.headers.get("Content-Type");
+        const problem = /problem/.test(contentType) && (await response.json().catch(() => {})); // RFC 9457
+        tell("head", {
+          n,
+          status: response.status,
+          contentType,
+          retryAfter: after * 1000 || Date.parse(after) - Date.now() || 0,
+          detail: problem?.detail,
+          moved: response.redirected,
+        });
         if (signal.aborted) return;
         if (streamed) {
           const reader = response.body.getReader();
@@ -644,9 +717,10 @@ export function connect(url, options = {}) {
             parser.push(value);
           }
         }
-        tell("answer", { n, body: await response.json() });
+        tell("answer", { n, body: (options.parse ?? JSON.parse)(await response.text()) });
       } catch (error) {
-        tell("fail", { n, message: error?.message ?? error });
+        // A hook may throw anything; other tabs are told of it.
+        tell("fail", { n, message: attempt(() => String(error?.message ?? error), "unknown") });
       }
       // Also where somebody's own fetch did not heed the signal; otherwise long over.
       acts.abort(request);
@@ -679,20 +753,23 @@ export function connect(url, options = {}) {
   const looked = () => tell(document?.hidden ? "hidden" : "visible");
   listen(document, "visibilitychange", looked);
   (async () => {
-    if (name && options.share !== false && navigator?.locks && BroadcastChannel) {
-      try {
+    try {
+      if (name && options.share !== false && !options.parse && navigator?.locks && BroadcastChannel) {
         const { share } = await import("./tabs.js");
-        driver = share(machine, key, tell, acts, options);
-      } catch {}
-    }
+        if (!over.aborted) driver = share(machine, key, tell, acts, options);
+      }
+    } catch {}
     await null; // so that listeners added right after connect() hear of everything
     looked();
     tell("start");
   })();
 
-  return {
+  const client = {
     get state() {
       return state;
+    },
+    get cursor() {
+      return driver.cursor;
     },
     on,
     subscribe: (listener) => on("state", () => listener()),
@@ -700,7 +777,8 @@ export function connect(url, options = {}) {
       const queue = [];
       let wake;
       const off = on(type, (event) => wake?.(queue.push(event)));
-      listen(over, "abort", () => wake?.());
+      const end = () => wake?.();
+      ends.add(end);
       try {
         while (!over.aborted) {
           if (queue.length) yield queue.shift();
@@ -708,16 +786,41 @@ export function connect(url, options = {}) {
         }
       } finally {
         off();
+        ends.delete(end);
       }
+    },
+    load(...given) {
+      let off;
+      let ended;
+      const end = () => {
+        ended = true;
+        off = off?.();
+        ends.delete(end);
+      };
+      const begin = () =>
+        import("./dashboard.js").then(
+          ({ load }) => ended || (off = load(client, ...given)),
+          (error) => {
+            if (ended) return;
+            given[2]({ error, isLoading: false, isStale: true });
+            setTimeout(begin, 5_000);
+          },
+        );
+      ends.add(end);
+      begin();
+      return end;
     },
     reconnect() {
       tell("reconnect");
     },
     close() {
+      if (over.aborted) return;
+      save(); // so that whoever connects again goes on from here
       life.abort();
+      ends.forEach((end) => end());
       tell("close");
       clearTimeout(timer);
-      store("");
     },
   };
+  return client;
 }

@@ -185,7 +185,7 @@ const TILES = [
     spark: (c, i) => c.resumed[i] + c.unresumed[i],
   },
   {
-    id: "errors", label: "Errors and drops", about: "Errors of the servers, clients that were cut because they did not read, and clients that were refused, in the last five minutes. What browsers reported is told beside them, and counts in no alert: anybody can send it.",
+    id: "errors", label: "Errors and drops", about: "Errors of the servers, clients that were cut because they did not read, and requests that were refused for want of room or by a limit, in the last five minutes; the table of endings says which. What browsers reported is told beside them, and counts in no alert: anybody can send it.",
     main: (_, c) => [compact(["errors", "slow", "refused"].reduce((all, name) => all + sum(c, name, 300), 0)), "in 5 min"],
     sub: (_, c) => `${compact(sum(c, "errors", 300))} ${sum(c, "errors", 300) === 1 ? "error" : "errors"} · ${compact(sum(c, "slow", 300))} slow · ${compact(sum(c, "refused", 300))} refused${sum(c, "reported", 300) ? ` · ${compact(sum(c, "reported", 300))} by browsers` : ""}`,
     level: (_, c) => (sum(c, "errors", 300) + sum(c, "slow", 300) + sum(c, "refused", 300) ? "amber" : ""),
@@ -332,13 +332,13 @@ function fill(table, items, key) {
   table.table.nextElementSibling.hidden = table.show(items, key) > 0;
 }
 
-function showTables({ connections: { topics: held, closed }, events, errors: wrong, instances: all, changes: told }) {
+function showTables({ connections: { topics: held, closed, refused_by: refused = {} }, events, errors: wrong, instances: all, changes: told }) {
   rows.instances = all;
   showInstances();
   const names = new Set([...Object.keys(held), ...Object.keys(events.topics ?? {})]);
   fill(topics, [...names].map((name) => [name, held[name] ?? 0, events.topics?.[name]]), ([name]) => name);
   fill(types, Object.entries(events.by_type), ([name]) => name);
-  const ends = [...Object.entries(closed).map((entry) => ["ended", ...entry]), ...Object.entries(events.gaps).map((entry) => ["gap", ...entry])];
+  const ends = [...Object.entries(closed).map((entry) => ["ended", ...entry]), ...Object.entries(refused).filter(([, times]) => times).map(([reason, times]) => ["refused", reason.replaceAll("_", " "), times]), ...Object.entries(events.gaps).map((entry) => ["gap", ...entry])];
   fill(reasons, ends, ([what, reason]) => `${what} ${reason}`);
   $("errors-empty").hidden = errors.show(wrong.groups, (row) => row.id) > 0;
   put($("errors-count"), wrong.groups.length ? count.format(wrong.groups.reduce((all, group) => all + group.count, 0)) : "");
@@ -650,7 +650,7 @@ live.on("state", ({ isConnected, activeMethod, error, stopped }) => {
   link = setTimeout(() => {
     document.body.dataset.link = isConnected ? activeMethod : "";
     put($("link"), isConnected ? `live via ${activeMethod === "sse" ? "SSE" : "polling"}` : stopped ? "stopped" : "connecting…");
-    trouble(stopped ? `The server sends nothing any more: ${error?.message ?? "it refused"}. Reload the page.` : "");
+    trouble(stopped || /^40[13]$/.test(error?.status) ? `The server sends nothing any more: ${error?.message ?? "it refused"}. Reload the page.` : "");
   }, isConnected ? 0 : 2500);
 });
 

@@ -5,6 +5,8 @@ import type { AnyEvent, ClientError, Options, State } from "./hybrid.js";
 export interface Realtime extends Pick<State, "isConnected" | "activeMethod" | "lastEvent"> {
   readonly error: ClientError | null;
   reconnect(): void;
+  readonly status?: State["status"];
+  readonly role?: State["role"];
   readonly attempt?: number;
   readonly retryAt?: number | null;
   readonly bus?: string | null;
@@ -16,8 +18,8 @@ export interface Realtime extends Pick<State, "isConnected" | "activeMethod" | "
  * the `DashboardProvider` around.
  */
 export function useHybridRealtime(
-  url?: string,
-  options?: Options & { onEvent?: (event: AnyEvent) => void },
+  url?: string | null,
+  options?: Options & { onEvent?: ((event: AnyEvent) => void) | undefined },
 ): Realtime;
 
 export interface DashboardProviderProps extends Options, DashboardOptions {

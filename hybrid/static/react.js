@@ -1,3 +1,4 @@
+"use client"; // for frameworks that render on a server: what uses this runs in the browser
 /**
  * React over hybrid.js and dashboard.js: a hook for the connection, a provider and a hook for the
  * data. `react` is a bare import: a bundler knows it, a page without one says in an import map
@@ -25,6 +26,9 @@ function useClient(url, options) {
       url && {
         get state() {
           return line.client.state;
+        },
+        get cursor() {
+          return line.client.cursor;
         },
         on(type, listener) {
           line = pool[key] ??= { hold: shared(() => (line.client = connect(url, options)).close) };

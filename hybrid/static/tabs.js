@@ -264,19 +264,20 @@ export function share(machine, name, tell, acts, options) {
     end();
     const controller = new AbortController();
     const { signal } = controller;
-    if (!channel) {
-      channel = new BroadcastChannel(name);
-      channel.onmessage = ({ data }) => tell("heard", { message: data });
-    }
     const hold = () => {
       if (signal.aborted) return;
       tell("granted");
       return new Promise((resolve) => (signal.onabort = resolve));
     };
     end = () => controller.abort();
-    navigator.locks
-      .request(name, steal ? { steal } : { signal }, hold)
-      .catch((error) => signal.aborted || tell("lost", { alone: error.name !== "AbortError" }));
+    // Where cookies are blocked, either may be there and refuse, at once or later.
+    (async () => {
+      if (!channel) {
+        channel = new BroadcastChannel(name);
+        channel.onmessage = ({ data }) => tell("heard", { message: data });
+      }
+      await navigator.locks.request(name, steal ? { steal } : { signal }, hold);
+    })().catch((error) => signal.aborted || tell("lost", { alone: error.name !== "AbortError" }));
   };
   acts.release = () => {
     end();

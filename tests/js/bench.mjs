@@ -71,10 +71,10 @@ export class Bench {
     return [...this.open.values()].filter((each) => !kind || each.kind === kind).at(-1);
   }
 
-  head(status = 200, { n = this.last()?.n, contentType, retryAfter = null } = {}) {
+  head(status = 200, { n = this.last()?.n, contentType, retryAfter = null, ...more } = {}) {
     const kind = this.open.get(n)?.kind;
     const type = contentType ?? (status !== 200 ? "application/problem+json" : kind === "sse" ? "text/event-stream; charset=utf-8" : "application/json");
-    this.say({ type: "head", n, status, contentType: type, retryAfter });
+    this.say({ type: "head", n, status, contentType: type, retryAfter, ...more });
     return this;
   }
 

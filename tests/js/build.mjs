@@ -36,8 +36,8 @@ export async function small(name, { format = "esm", target = "es2022", global } 
         // Each file of the client stays one, and a small one asks for small ones.
         name: "the other files",
         setup: (build) =>
-          build.onResolve({ filter: /^\.\/(hybrid|tabs)\.js$/ }, ({ path, importer }) =>
-            global || importer === "<stdin>" ? null : { path: path.replace(".js", ".min.js"), external: true },
+          build.onResolve({ filter: /^\.\/(hybrid|tabs|dashboard)\.js$/ }, ({ path, importer, kind }) =>
+            global || importer === "<stdin>" || (path === "./dashboard.js" && kind === "import-statement") ? null : { path: path.replace(".js", ".min.js"), external: true },
           ),
       },
     ],

@@ -76,8 +76,8 @@ async function stage(t, { client = fakeClient(), reduce = added, ...options } = 
           resolve(new Response(JSON.stringify(data), { headers: offset === null ? {} : { "X-Realtime-Cursor": `e.${offset}.id` } }));
           await settle();
         },
-        refuse: async (status) => {
-          resolve(new Response("{}", { status }));
+        refuse: async (status, body = "{}", type = "application/json") => {
+          resolve(new Response(body, { status, headers: { "Content-Type": type } }));
           await settle();
         },
         fail: async () => {
@@ -194,6 +194,18 @@ test("47 a failed fetch keeps the data, as stale and with the error, and is trie
   assert.equal(entry.get().error, undefined);
 });
 
+test("what the server says of a refusal is the error", async (t) => {
+  const { asked, entry } = await stage(t);
+  await asked[0].refuse(403, '{"detail":"only for managers"}', "application/problem+json");
+  assert.deepEqual(entry.get().error, { message: "only for managers", status: 403 });
+  for (const body of ["{", "null", "{}"]) {
+    const refreshed = entry.get().refresh();
+    await asked.at(-1).refuse(403, body, "application/problem+json; charset=utf-8");
+    await refreshed;
+    assert.deepEqual(entry.get().error, { message: "HTTP 403", status: 403 });
+  }
+});
+
 test("retries of a fetch that keeps failing come ever later, at most every 32 seconds", async (t) => {
   const { asked, clock } = await stage(t);
   await clock.advance(0);
@@ -269,11 +281,10 @@ test("a gap while a fetch is in flight has another one follow", async (t) => {
   assert.deepEqual(entry.get().data, ["after"]);
 });
 
-test("the first fetch waits for the connection, but not for long", async (t) => {
+test("the first fetch leaves at once, and another when the connection stands", async (t) => {
   const client = fakeClient(false);
-  const { asked, entry, data, clock } = await stage(t, { client });
-  assert.equal(asked.length, 0);
-  await clock.advance(1000);
+  const { asked, entry, data } = await stage(t, { client });
+  assert.equal(asked.length, 1);
   await asked[0].answer(["early"], 1);
   assert.deepEqual(data(), ["early"]);
   assert.equal(entry.get().isStale, true, "events may have been missed");
@@ -283,6 +294,35 @@ test("the first fetch waits for the connection, but not for long", async (t) => 
   assert.equal(entry.get().isStale, false);
   client.connect();
   assert.equal(asked.length, 2, "a connection that comes back goes on from its cursor");
+});
+
+for (const [begins, again] of [["e.4.id", false], ["e.5.id", false], ["e.6.id", true], ["f.4.id", true], [null, true]]) {
+  test(`data of e.5 and a connection that begins at ${begins}: fetched ${again ? "again" : "once"}`, async (t) => {
+    for (const late of [false, true]) {
+      const client = fakeClient(false);
+      client.cursor = begins;
+      const { asked, data, entry, clock } = await stage(t, { client });
+      if (!late) await asked[0].answer([5], 5);
+      client.connect();
+      assert.equal(asked.length, again && !late ? 2 : 1, "one fetch at a time");
+      client.event(7);
+      if (late) await asked[0].answer([5], 5);
+      if (again) await asked[1].answer([5, 6], 6);
+      await clock.advance(10_000);
+      assert.equal(asked.length, again ? 2 : 1);
+      assert.deepEqual(data(), again ? [5, 6, 7] : [5, 7]);
+      assert.equal(entry.get().isStale, false);
+    }
+  });
+}
+
+test("a first fetch that fails is not waited for when the connection stands", async (t) => {
+  const client = fakeClient(false);
+  const { asked, data } = await stage(t, { client });
+  await asked[0].fail();
+  client.connect();
+  await asked[1].answer([1], 1);
+  assert.deepEqual(data(), [1]);
 });
 
 test("a provisional event, which has no place in the log, is always played", async (t) => {
@@ -467,6 +507,7 @@ test("whatever races: in the end the page shows what the server has", async (t) 
     entry.subscribe(() => {});
     const connect = () => {
       delivered = log.length;
+      client.cursor = random() < 0.7 ? `e.${delivered}.id` : null;
       client.connect();
     };
     if (client.state.isConnected) delivered = 0;

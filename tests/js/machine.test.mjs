@@ -60,6 +60,13 @@ test("3 a network error and a wrong type count like a refusal", () => {
   assert.equal(bench.last().kind, "polling");
 });
 
+test("55 57 that streams did not work is remembered for ten minutes of any clock", () => {
+  const begins = (pollUntil) => new Bench({ pollUntil }).start().last().kind;
+  assert.equal(begins(1_000_000 + 600_000), "polling");
+  assert.equal(begins(1_000_000 + 3_600_000), "sse", "written before the clock was set back");
+  assert.equal(begins(1_000_000 - 1), "sse");
+});
+
 test("4 a probe that is greeted takes over; nothing is lost, nothing comes twice", () => {
   const bench = new Bench({ cursor: "e.0.origin" }).start().toPolling();
   bench.answer({ events: [item(1)], cursor: item(1).cursor }).toProbe();
@@ -202,7 +209,7 @@ test("12 the delays of many clients spread over half of the window", () => {
   for (let client = 0; client < 1000; client += 1) {
     const bench = new Bench({}, random).start().hello().pass(60_000 - 30_000);
     bench.end();
-    delays.push(bench.state.retryAt - bench.now);
+    delays.push(bench.machine.wakeAt - bench.now);
   }
   delays.sort((a, b) => a - b);
   assert.ok(delays[0] >= 500 && delays.at(-1) <= 1_000);
@@ -259,6 +266,144 @@ for (const status of [204, 400, 404, 410]) {
     assert.equal(bench.state.isConnected, true);
   });
 }
+
+for (const status of [400, 401, 403, 404, 410]) {
+  test(`14 ${status} of a page, as a proxy says in a deployment, is a failure with backoff`, () => {
+    for (const greeted of [false, true]) {
+      const bench = new Bench({ transport: "sse" });
+      bench.start();
+      if (greeted) bench.hello().end().retry();
+      for (let tries = 0; tries < 10; tries += 1) {
+        bench.head(status, { contentType: "text/html; charset=utf-8" });
+        assert.equal(bench.state.stopped, false);
+        assert.equal(bench.state.error.message, `answered ${status} text/html`);
+        assert.equal(bench.state.error.status, status);
+        assert.ok(bench.state.retryAt - bench.now <= 30_000);
+        bench.retry();
+      }
+      bench.hello();
+      assert.equal(bench.state.isConnected, true);
+      assert.equal(bench.state.error, null);
+    }
+  });
+
+  test(`14 ${status} of the server to who was live is a failure, ever less often`, () => {
+    for (const transport of ["sse", "polling"]) {
+      const bench = new Bench({ transport }, () => 1).start();
+      const connects = () => (transport === "sse" ? bench.hello().end() : bench.answer().pass(5_000).fail()).retry();
+      connects();
+      const delays = [];
+      for (let tries = 0; tries < 12; tries += 1) {
+        bench.head(status);
+        assert.equal(bench.state.stopped, false);
+        delays.push(bench.state.retryAt - bench.now);
+        bench.retry();
+      }
+      assert.equal(delays.at(-1), 600_000, "who has logged out elsewhere is no load");
+      bench.say({ type: "visible" });
+      connects();
+      assert.equal(bench.state.stopped, false);
+    }
+  });
+}
+
+test("15 onAuth says whether it is the end, also for who was live, and to a page of a proxy", () => {
+  for (const [contentType, ok] of [["text/html", false], ["text/html", true], ["application/problem+json", false], ["application/problem+json", true]]) {
+    const bench = new Bench({ onAuth: true, transport: "sse" }).start().hello().end().retry();
+    bench.head(401, { contentType });
+    bench.say({ type: "auth", n: bench.asked[0].n, ok });
+    assert.equal(bench.state.stopped, !ok);
+    if (!ok) continue;
+    bench.head(401, { contentType });
+    assert.equal(bench.asked.length, 1, "once until it works again");
+    assert.equal(bench.state.stopped, contentType !== "text/html", "with these credentials it has not been live");
+  }
+});
+
+test("15 a redirect to a page, which is a login's, is told to onAuth", () => {
+  for (const onAuth of [false, true]) {
+    const bench = new Bench({ onAuth }).start().head(200, { contentType: "text/html", moved: true });
+    assert.equal(bench.state.error.message, "redirected, answered 200 text/html");
+    assert.equal(bench.asked.length, onAuth ? 1 : 0);
+    assert.equal(bench.state.status, onAuth ? "authorizing" : "waiting");
+  }
+});
+
+test("14 a request that is too long for a server on the way is an end that says so", () => {
+  for (const status of [414, 431]) {
+    const bench = new Bench().start().head(status, { contentType: "text/html" });
+    assert.equal(bench.state.stopped, true);
+    assert.equal(bench.state.error.message, `answered ${status} text/html: the request is too long`);
+    assert.equal(bench.pass(86_400_000).opened.length, 1);
+  }
+  const proxy = new Bench().start().hello().end().retry().head(414, { contentType: "text/html" });
+  assert.equal(proxy.state.stopped, false, "it was short enough before");
+});
+
+test("14 who was told by another tab that it is live is as good as live", () => {
+  const bench = new Bench({ transport: "sse" });
+  bench.say({ type: "cursor", value: "e.1.x" });
+  assert.equal(bench.start().head(401).state.stopped, false);
+});
+
+test("what the server says of a refusal is the error", () => {
+  const bench = new Bench().start().head(403, { detail: "the topic 'secret' is not open to you" });
+  assert.deepEqual(bench.state.error, { message: "the topic 'secret' is not open to you", status: 403 });
+  assert.equal(new Bench().start().head(503, { detail: "it is full" }).state.error.message, "it is full");
+});
+
+test("56 a stream that was well for long and is cut is tried again before anybody is told", () => {
+  const bench = new Bench().start().hello().event(1).pass(10_000);
+  const before = bench.state;
+  bench.end();
+  assert.deepEqual(bench.state, before);
+  assert.equal(bench.open.size, 0);
+  assert.ok(bench.machine.wakeAt - bench.now >= 250);
+  bench.pass(1_000);
+  assert.equal(bench.last().cursor, "e.1.id-e-1.0a1b2c3d");
+  assert.deepEqual(bench.state, before);
+  bench.hello("e.1.x").event(2);
+  assert.deepEqual(data(bench), [1, 2]);
+  assert.equal(bench.errors.length, 0);
+  bench.pass(9_999).end();
+  assert.equal(bench.state.isConnected, false, "that was not for long");
+});
+
+test("56 if that attempt fails too, in whatever way, the state says so", () => {
+  const ways = {
+    fails: (bench) => bench.fail(),
+    "is refused": (bench) => bench.head(503),
+    "is mute": (bench) => bench.pass(5_000),
+    "meets an offline machine": (bench) => bench.say({ type: "offline" }),
+  };
+  for (const [name, way] of Object.entries(ways)) {
+    const bench = new Bench({ transport: "sse" }).start().hello().pass(20_000).end().pass(1_000);
+    assert.equal(bench.state.isConnected, true);
+    way(bench);
+    assert.equal(bench.state.isConnected, false, name);
+    assert.equal(bench.errors.length, 1, name);
+    if (bench.open.size === 0) bench.retry();
+    bench.hello();
+    assert.equal(bench.state.isConnected, true);
+  }
+});
+
+test("56 a poll that is cut as well", () => {
+  const bench = new Bench({ transport: "polling" }).start().answer().pass(20_250).answer();
+  const held = bench.last();
+  assert.equal(held.wait, 20);
+  bench.pass(5_000).fail();
+  assert.equal(bench.state.isConnected, true);
+  bench.pass(1_000);
+  assert.equal(bench.last().wait, 0, "whether it works is to be known at once");
+  bench.answer();
+  assert.equal(bench.errors.length, 0);
+});
+
+test("56 a stream that fell silent is none that was cut", () => {
+  const bench = new Bench().start().hello().pass(37_500);
+  assert.equal(bench.state.isConnected, false);
+});
 
 test("15 a 401 asks once, then tries once more, then stops", () => {
   const bench = new Bench({ onAuth: true }).start().head(401);

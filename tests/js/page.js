@@ -7,6 +7,19 @@ const strips = {
   locks: () => Object.defineProperty(navigator, "locks", { value: undefined }),
   BroadcastChannel: () => delete window.BroadcastChannel,
   EventSource: () => delete window.EventSource,
+  // As Firefox is where cookies are blocked: all of it is there, and refuses.
+  cookies: () => {
+    const refuse = () => {
+      throw new DOMException("The operation is insecure.", "SecurityError");
+    };
+    window.BroadcastChannel = class {
+      constructor() {
+        refuse();
+      }
+    };
+    LockManager.prototype.request = async () => refuse();
+    strips.storage();
+  },
   storage: () =>
     Object.defineProperty(window, "sessionStorage", {
       get() {

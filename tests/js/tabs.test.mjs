@@ -561,7 +561,7 @@ test("a tab that was ahead of its leader when the log was turned back is told of
   assert.deepEqual(ahead.told, ["id1", "id2", "id3", "id4", "gap", "id5"]);
 });
 
-test("401 stops all tabs; reconnect() of any starts them", () => {
+test("204 stops all tabs; reconnect() of any starts them", () => {
   const browser = new Browser();
   const tabs = [browser.open(), browser.open()];
   browser.settle();
@@ -570,10 +570,10 @@ test("401 stops all tabs; reconnect() of any starts them", () => {
   browser.now += 1_000;
   tabs[0].say({ type: "tick" });
   const [again] = tabs[0].requests.keys();
-  tabs[0].say({ type: "head", n: again, status: 401, contentType: "application/problem+json", retryAfter: 0 });
+  tabs[0].say({ type: "head", n: again, status: 204, contentType: null, retryAfter: 0 });
   browser.settle();
   assert.deepEqual(tabs.map((tab) => tab.state.stopped), [true, true]);
-  assert.equal(tabs[1].state.error.status, 401);
+  assert.equal(tabs[1].state.error.status, 204);
   tabs[1].say({ type: "reconnect" });
   browser.settle();
   assert.deepEqual(tabs.map((tab) => tab.state.isConnected), [true, true]);

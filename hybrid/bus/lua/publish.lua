@@ -8,9 +8,11 @@
 -- Answer: epoch, then for each event: offset, mark, mark of its predecessor ('' for a repeat).
 --         An epoch of '' says that nothing was stored yet, since the ids of a long log are being
 --         read again: call it again.
+-- A type below `hybrid.` is refused: those are the protocol's own.
 -- The mark of an event is its id and a digest of all up to it, so that no other log has the same
 -- one: `epoch.offset.mark` is a cursor.
 
+local OWN = false      -- the package's own processes have checked their types before
 local log, meta, ids = KEYS[1], KEYS[2], KEYS[3]
 local FIRST = 6
 local ENVELOPE = 200   -- about what an entry takes beside its JSON
@@ -20,15 +22,28 @@ local function chain(prev, id)
   return id .. '.' .. string.sub(redis.sha1hex(prev .. ' ' .. id), 1, 8)
 end
 
+local function is_id(text)
+  return text and text ~= '' and #text <= 64 and not string.find(text, '[^%w_~-]')
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-if #ARGV[2] > 64 or not string.match(ARGV[2], '^[%w_~-]+$') then
+if not is_id(ARGV[2]) then
   return redis.error_reply('ERR an epoch has 1 to 64 characters of A-Z a-z 0-9 _ ~ -')
 end
 for i = FIRST, #ARGV, 2 do
-  if #ARGV[i] > 64 or not string.match(ARGV[i], '^[%w_~-]+$') then
+  if not is_id(ARGV[i]) then
     return redis.error_reply('ERR an event id has 1 to 64 characters of A-Z a-z 0-9 _ ~ -')
+  end
+  if not OWN then
+    local read, event = pcall(cjson.decode, ARGV[i + 1])
+    if not read or type(event) ~= 'table' or type(event.type) ~= 'string' then
+      return redis.error_reply('ERR an event is a JSON object with a type')
+    end
+    if string.sub(event.type, 1, 7) == 'hybrid.' then
+      return redis.error_reply('ERR types that start with hybrid. are reserved for the protocol')
+    end
   end
 end
 
@@ -40,8 +55,11 @@ local max_ms = tonumber(ARGV[4]) or tonumber(head[5]) or 3600000
 local max_bytes = tonumber(ARGV[5]) or tonumber(head[6]) or 67108864
 local bytes, indexed, twice = tonumber(head[7]) or 0, head[8], tonumber(head[9]) or 0
 local kept = redis.call('XLEN', log)
-if not (epoch and prev) or (offset > 0 and kept == 0) then
-  -- The newest entry is never trimmed: without it this is not the log that meta speaks of.
+local id, proof = string.match(prev or '', '^([^.]*)%.?(.*)')
+local is_mark = is_id(id) and (proof == '' or #proof == 8 and not string.find(proof, '[^0-9a-f]'))
+if not (is_id(epoch) and is_mark and offset) or (offset > 0 and kept == 0) then
+  -- The newest entry is never trimmed: without it this is not the log that meta speaks of. Nor is
+  -- it where meta says what no cursor could carry.
   redis.call('UNLINK', log, meta, ids)
   epoch, offset, prev, kept, bytes, twice = ARGV[2], 0, 'origin', 0, 0, 0
 elseif indexed or redis.call('HLEN', ids) ~= kept - twice then

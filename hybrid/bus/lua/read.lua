@@ -9,7 +9,7 @@
 local log, meta = KEYS[1], KEYS[2]
 local head = redis.call('HMGET', meta, 'epoch', 'offset', 'mark')
 local epoch, last, mark = head[1], tonumber(head[2]), head[3]
-if not (epoch and mark) or (last > 0 and redis.call('XLEN', log) == 0) then return {'empty'} end
+if not (epoch and last and mark) or (last > 0 and redis.call('XLEN', log) == 0) then return {'empty'} end
 
 local offset = tonumber(ARGV[2])
 local verdict, from = 'ok', string.format('%.0f-0', offset + 1)

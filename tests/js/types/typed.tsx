@@ -24,6 +24,14 @@ live.on("*", (event) => {
   }
 });
 live.on("gap", ({ cursor }) => cursor);
+live.on("report.*", (event) => event.data.id);
+
+export async function loop() {
+  for await (const event of live.events("report.approved")) event.data.title.length;
+  for await (const event of live.events("report.*")) event.data.id.toFixed();
+  // @ts-expect-error there is no event of this type
+  for await (const event of live.events("report.aproved")) event;
+}
 
 // @ts-expect-error there is no event of this type
 live.on("report.aproved", () => {});

@@ -33,6 +33,33 @@ live.state.isConnected = false;
 // @ts-expect-error `bus` is not what an error has
 live.on("error", ({ bus }) => bus);
 
+// What may be left out may be undefined, and timings are those that there are.
+const known: string | undefined = live.state.role === "solo" ? undefined : "ada";
+connect("/api/realtime", { name: known, cursor: live.cursor, topics: known ? [known] : undefined, onAuth: undefined, fetch });
+connect("/api/realtime", { parse: (text) => JSON.parse(text, (_, value: unknown) => value) });
+connect("/api/realtime", { timings: { probe: 3, cap: 60_000 } });
+// @ts-expect-error there is no such timing
+connect("/api/realtime", { timings: { proeb: 3 } });
+// @ts-expect-error one that is undefined would not be the default
+connect("/api/realtime", { timings: { probe: undefined } });
+live.on("state", ({ status, role }) => status === "waiting" && role === "leader");
+// @ts-expect-error there is no such status
+live.on("state", ({ status }) => status === "wating");
+
+export async function loop() {
+  for await (const event of live.events()) event.type.length;
+  for await (const event of live.events("order.*")) {
+    // @ts-expect-error what is unknown cannot be used as it is
+    event.data.id;
+  }
+}
+
+const end: () => void = live.load("/orders", (orders: string[], event) => (event.type === "x" ? [...orders, event.type] : orders), ({ data = [], error, isStale }) => [data.length, error?.status, isStale]);
+live.load((init) => fetch("/orders", init), null, ({ data }) => data);
+// @ts-expect-error it has to be shown somewhere
+live.load("/orders", null);
+end();
+
 const dashboard = createDashboard({ client: live, reduce: (data) => data });
 const reports = dashboard.at<string[]>("/reports");
 reports.subscribe(() => reports.get().data?.map((title) => title.length));
