@@ -30,8 +30,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 SLOWEST = (
     *("engines", "redis", "workers", "drain", "monitor", "browser", "server", "pages", "chaos"),
-    *("client_chaos", "versions", "monitor_page", "docs", "proxies", "doctor", "benchmarks"),
-    *("keepalive", "process", "failover", "faults"),
+    *("client_chaos", "versions", "monitor_page", "docs", "demo", "proxies", "doctor"),
+    *("benchmarks", "keepalive", "process", "failover", "faults"),
 )
 """The files that take longest, first: processes that share the tests then end at one time."""
 

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from flask import Flask, render_template, render_template_string
 
+from conftest import required
 from hybrid import Hybrid
 from servers import ROOT
 from transcript import blocks
@@ -190,5 +191,7 @@ def test_a_hostile_name_is_itself_in_javascript(documented: Flask) -> None:
     source = "console.log(JSON.stringify([{% for each in user %}{{ each|tojson }},{% endfor %}]))"
     with documented.app_context():
         script = render_template_string(source, user=HOSTILE)
-    told = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [required("node", "nodejs"), "-e", script], capture_output=True, text=True, check=True
+    )
     assert json.loads(told.stdout) == HOSTILE

@@ -97,6 +97,7 @@ def monitor() -> Response:
     """GET /monitor: the figures of the deployment as JSON; for a browser the page."""
     state = app_state()
     wants_a_page = _wants_a_page()
+    require_same_origin_or_link()  # another site's frame is nobody who reads a page
     try:
         identity = viewer(state)
     except HTTPException as error:
