@@ -81,7 +81,7 @@ export function createParser(onBlock, maxBuffer = 2 ** 26) {
  * Messages: `start`, `tick`, `offline`, `online`, `hidden`, `visible`, `pagehide`, `pageshow`,
  * `reconnect`, `close`; `head`, `bytes`, `block`, `answer`, `end`, `fail`, `auth` about a
  * request, whose number `n` they carry (what an abandoned one still says is not listened to);
- * from tabs.js `poll` (catch up by polls), and `event`, `gap` and `cursor`, which the connection of
+ * from tabs.js `poll` (catch up by polls), `rest`, and `event`, `gap` and `cursor`, which the connection of
  * another tab heard.
  * Effects, each with a value: `open` and `abort` (a request), `auth`, `event`, `gap`, `status`,
  * `error`.
@@ -397,6 +397,9 @@ export function createMachine(
     pagehide() {
       // into the back/forward cache, which an open request would prevent
       if (phase !== "stopped") enter("paused");
+    },
+    rest() {
+      enter("paused");
     },
     pageshow() {
       // requests that look open from before are dead
