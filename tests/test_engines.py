@@ -419,6 +419,29 @@ def test_behaviour_26_a_leader_that_hangs(engine: Engine, tab: Tab, server: Unru
     server.until_open(1)
 
 
+@pytest.mark.parametrize("leader", ["stopped", "authorizing"])
+def test_behaviour_58_a_leader_that_was_refused(
+    engine: Engine, tab: Tab, server: Unruly, leader: str
+) -> None:
+    """It has given up, or waits for a person, who logs in in another tab: that page is connected,
+    and the first one follows it."""
+    server.tell(always=401)
+    assert soon(tab, "window.ready")
+    hook = "onAuth: () => new Promise(() => {})" if leader == "authorizing" else ""
+    tab.run(f"start({{name: 'ada', {hook}}})")
+    until(tab, f'rt.state.status === "{leader}"')
+    server.tell(always=None)
+    other = engine.tab()
+    other.open(server.page())
+    start(other, name="ada")
+    until(tab, "rt.state.isConnected")
+    assert [seen(each)["state"]["role"] for each in (tab, other)] == ["follower", "leader"]
+    server.tell(emit=2)
+    for each in (tab, other):
+        until(each, "heard.length === 2")
+    server.until_open(1)
+
+
 def test_behaviour_27_names_never_meet(engine: Engine, tab: Tab, server: Unruly) -> None:
     """Tabs of different people have a stream each, and hear nothing of the other's."""
     other = engine.tab()

@@ -83,7 +83,7 @@ export function createParser(onBlock, maxBuffer = 2 ** 26) {
  * Messages: `start`, `tick`, `offline`, `online`, `hidden`, `visible`, `pagehide`, `pageshow`,
  * `reconnect`, `close`; `head`, `bytes`, `block`, `answer`, `end`, `fail`, `auth` about a
  * request, whose number `n` they carry (what an abandoned one still says is not listened to);
- * from tabs.js `poll` (catch up by polls), and `event`, `gap` and `cursor`, which the connection of
+ * from tabs.js `poll` (catch up by polls), `rest`, and `event`, `gap` and `cursor`, which the connection of
  * another tab heard.
  * Effects, each with a value: `open` and `abort` (a request), `auth`, `event`, `gap`, `status`,
  * `error`.
@@ -426,6 +426,9 @@ export function createMachine(
       // into the back/forward cache, which an open request would prevent
       if (phase !== "stopped") enter("paused");
     },
+    rest() {
+      enter("paused");
+    },
     pageshow() {
       // requests that look open from before are dead
       if (phase === "paused") on.start({});
@@ -459,8 +462,8 @@ export function createMachine(
     gap({ value }) {
       hearGap(value);
     },
-    cursor({ value }) {
-      proven = true; // another tab of this person is live
+    cursor({ value, live }) {
+      proven ||= live; // another tab of this person is
       commit(value);
     },
   };

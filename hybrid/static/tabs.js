@@ -23,8 +23,13 @@ const RING = 200; // frames that a leader can repeat
  * leader is. A gap makes everybody level. Terms, which only grow and which no two share, tell a
  * leader from one that was frozen and does not know yet that it was replaced.
  *
+ * A leader that is refused holds nobody up: others may have other credentials. Once it has given up,
+ * or its hook waits for a person, it is `out`: it gives the lock back and asks for it again when
+ * another is connected or there is something to try. Who is `eager` does not even wait for that.
+ *
  * Besides the machine's messages: `granted` and `lost` (the lock), `heard` (from another tab).
- * Besides its effects: `lock` (ask for it, `steal`: at once), `release`, `post` (to the others).
+ * Besides its effects: `lock` (ask for it, `steal`: at once), `release` (it, and the
+ * channel unless it is told to `listen`), `post` (to the others).
  */
 export function createTab(machine, { timings = {} } = {}, random = Math.random) {
   const t = { ...DEFAULTS, ...timings };
@@ -34,10 +39,13 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
   let hidden = false;
   let due = Infinity; // a leader's next beat; the end of a follower's patience
   let term = 0;
+  let late = 0; // a term that others know, beyond our clock: it was set back before this page was loaded
   let level = false; // with the leader
   let levelled = 0; // when
   let asked = 0; // when; 0 once answered
   let remote = null; // the leader's state
+  let out = false; // refused: not waiting for the lock
+  let eager = false; // for an attempt of its own: just loaded, or told to reconnect
   let ring = []; // frames, without a hole between them
   let effects;
   let now;
@@ -49,13 +57,14 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
   const ask = () => {
     asked = now;
     // Live it is by polls: then the server has just confirmed our cursor.
-    post({ ask: machine.cursor, polled: machine.state.isConnected, me });
+    post({ ask: machine.cursor, polled: machine.state.isConnected, me, at: Math.max(now, term) });
   };
 
   /** Be patient. Each tab ends at another moment, so that they do not take the lock away from one another. */
   const wait = (ms = t.patience) => (due = now + ms + me * 1_000);
 
   const lock = (steal) => {
+    out = false;
     effects.push(["lock", steal]);
     wait();
   };
@@ -81,15 +90,35 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     const done = machine.handle(message, now);
     effects.push(...done);
     const heard = done.filter(([what]) => /event|gap|status|error/.test(what));
-    if (role === "leader" && (heard[0] || prev !== machine.cursor || before !== told())) say(prev, heard);
+    if (role !== "leader") return;
+    if (heard[0] || prev !== machine.cursor || before !== told()) say(prev, heard);
+    if (machine.state.stopped) leave();
+  };
+
+  /** Be no leader, and not wait to be one. */
+  const leave = () => {
+    role = "follower";
+    out = true;
+    level = false;
+    ring = [];
+    due = Infinity;
+    effects.push(["release", true]);
+  };
+
+  /** Take the lock from a leader that was refused, if this tab is eager; once. */
+  const insist = () => {
+    const refused = eager && /stopped|authorizing|:40[13]/.test(`${remote?.status}:${remote?.error?.status}`);
+    if (refused) lock(true);
+    eager &&= !refused;
+    return refused;
   };
 
   const rest = () => {
     role = "follower";
-    level = false;
+    out = level = false;
     asked = 0;
     ring = [];
-    run({ type: "pagehide" });
+    run({ type: "rest" });
   };
 
   const follow = () => {
@@ -100,7 +129,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
 
   const take = (frame) => {
     for (const [type, value] of [...frame.effects, ["cursor", frame.cursor]]) {
-      const done = machine.handle({ type, value }, now);
+      const done = machine.handle({ type, value, live: frame.state.isConnected }, now);
       effects.push(...(/status|error/.test(type) ? [[type, value]] : done));
     }
     keep(frame);
@@ -127,9 +156,11 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     return at(cursor) >= at(mine) || now - levelled >= t.patience;
   };
 
+  const begin = () => (term = Math.floor(Math.max(now, term + 1, late + 1)) + me);
+
   const general = {
     start() {
-      joined = true;
+      joined = eager = true;
       follow();
     },
     pageshow() {
@@ -148,7 +179,8 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     },
     granted() {
       role = "leader";
-      term = Math.floor(Math.max(now, term + 1)) + me;
+      eager = false;
+      begin();
       // Our own polls brought us further than our leader was.
       if (ring.at(-1)?.cursor !== machine.cursor) ring = [];
       run({ type: "start", polling: remote?.activeMethod === "polling" });
@@ -161,8 +193,10 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       run({ type: "start" });
     },
     tick(message) {
-      if (now >= due && role === "leader") say();
-      else if (now >= due && !hidden) {
+      if (now >= due && role === "leader") {
+        if (machine.state.status === "authorizing") leave();
+        else say();
+      } else if (now >= due && !hidden) {
         // When the timer was late we slept, as the leader may have.
         if (now - due > t.patience) wait();
         else lock(true);
@@ -178,16 +212,34 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       run(message);
     },
     reconnect(message) {
-      if (role !== "follower") run(message);
-      else {
+      if (role !== "follower") return run(message);
+      if (!joined) return; // it begins anew when it is
+      eager = true;
+      if (out) follow();
+      else if (!insist()) {
         post({ reconnect: true });
         if (machine.state.stopped) run({ type: "poll" });
       }
     },
+    auth(message) {
+      if (out && message.ok) follow();
+      else run(message);
+    },
+    offline(message) {
+      if (!out) run(message);
+    },
     heard({ message }) {
       const leads = role === "leader";
-      if (message.me) leads && say(undefined, [], { to: message.me, since: message.ask, missed: missed(message.ask, message.polled) });
-      else if (message.reconnect) leads && run({ type: "reconnect" });
+      if (message.me) {
+        if (message.at < term && !leads) post({ to: message.me, late: term });
+        if (leads) say(undefined, [], { to: message.me, since: message.ask, missed: missed(message.ask, message.polled) });
+      } else if (message.late) {
+        if (message.to !== me || message.late <= term) return;
+        late = message.late;
+        if (!leads) return;
+        begin();
+        say();
+      } else if (message.reconnect) leads && run({ type: "reconnect" });
       else if (message.term > term || (message.term === term && !leads)) hearLeader(message);
     },
   };
@@ -202,8 +254,11 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       ring = [];
     }
     remote = frame.state;
-    // One that nobody sees polls seldom; who is seen does that better.
-    wait(frame.hidden && !hidden && remote.activeMethod === "polling" ? 0 : t.patience);
+    if (remote.isConnected) eager = false;
+    if (out) return remote.isConnected && follow();
+    if (insist()) return;
+    // One that nobody sees polls seldom; who is seen does that better, if it was not refused.
+    wait(frame.hidden && !hidden && remote.activeMethod === "polling" && !machine.state.error?.status ? 0 : t.patience);
     // One from before we went on says nothing about here.
     const answer = frame.to === me && frame.since === machine.cursor;
     if (frame.to === me) asked = 0;
@@ -217,7 +272,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     } else if ((answer && frame.missed) || frame.effects.some(([what]) => what === "gap")) {
       level = true;
       levelled = now;
-      run({ type: "pagehide" });
+      run({ type: "rest" });
       (frame.missed ?? []).forEach(take);
       take(frame);
     } else if (answer) {
@@ -279,8 +334,9 @@ export function share(machine, name, tell, acts, options) {
       await navigator.locks.request(name, steal ? { steal } : { signal }, hold);
     })().catch((error) => signal.aborted || tell("lost", { alone: error.name !== "AbortError" }));
   };
-  acts.release = () => {
+  acts.release = (listen) => {
     end();
+    if (listen) return;
     // Open, it would keep the page out of the back/forward cache, or wake it there.
     channel?.close();
     channel = null;

@@ -14,13 +14,16 @@ const LIVES = Number(process.env.LIVES ?? 200);
 class Browser {
   constructor(random = () => 0.5) {
     this.random = random;
-    this.now = 1_000_000;
+    this.now = 1_000_000_000;
+    this.back = 0; // by which the computer's clock was set back; tabs that were open do not notice
     this.tabs = [];
     this.queue = []; // waiting for the lock, oldest first
     this.holder = null;
     this.epochs = 0;
     this.ids = 0;
     this.down = false;
+    this.credentials = 1; // that a page gets when it is loaded; older ones than `valid` are refused
+    this.valid = 1;
     this.restart();
   }
 
@@ -30,6 +33,13 @@ class Browser {
     this.epoch = `epoch${++this.epochs}`;
     this.log = [{ id: `origin${this.epochs}`, visible: false }];
     this.floor = 0;
+    for (const tab of this.tabs) tab.drop();
+  }
+
+  /** Who is logged in must do so again, in a page that is loaded anew or asks for it. */
+  logOut() {
+    this.valid += 1;
+    this.credentials = this.valid;
     for (const tab of this.tabs) tab.drop();
   }
 
@@ -136,12 +146,15 @@ class Tab {
   constructor(browser, { cursor = null, timings = {}, hidden = false, ...options } = {}) {
     this.browser = browser;
     this.tab = createTab(createMachine({ cursor, timings, ...options }, browser.random), { timings }, browser.random);
+    this.behind = browser.back;
     this.inbox = []; // of the page: what comes from the lock and the channel
     this.requests = new Map(); // in flight: number to what the server knows
     this.told = []; // events' ids and "gap", as a listener hears them
     this.listening = false; // to the channel
     this.frozen = false;
     this.asked = [];
+    this.questions = []; // that the hook was asked
+    this.credentials = browser.credentials;
     this.horizon = null; // {epoch, offset} of the last event, of the log as it is now
     this.last = null; // the same since the last gap, whatever became of the log
     if (hidden) this.say({ type: "hidden" });
@@ -152,11 +165,12 @@ class Tab {
   }
 
   get wakeAt() {
-    return this.frozen ? Infinity : this.tab.wakeAt;
+    // By a little late, so that it is not early by what adding rounds off.
+    return this.frozen ? Infinity : this.tab.wakeAt + this.behind + (this.behind && 0.001);
   }
 
   say(message) {
-    for (const [what, value] of this.tab.handle(message, this.browser.now)) {
+    for (const [what, value] of this.tab.handle(message, this.browser.now - this.behind)) {
       switch (what) {
         case "open":
           this.requests.set(value.n, { ...value, session: null });
@@ -170,14 +184,18 @@ class Tab {
           this.browser.request(this, value);
           break;
         case "release":
+          this.browser.release(this);
+          if (value) break;
           this.listening = false;
           this.inbox = [];
-          this.browser.release(this);
           break;
         case "post":
           for (const other of this.browser.tabs) {
             if (other !== this && other.listening) other.inbox.push({ type: "heard", message: structuredClone(value) });
           }
+          break;
+        case "auth":
+          this.questions.push(value);
           break;
         case "event":
           this.hear(value);
@@ -250,6 +268,11 @@ class Tab {
       return true;
     }
     const { session } = request;
+    if (!session && this.credentials < browser.valid) {
+      this.requests.delete(n);
+      this.say({ type: "head", n, status: 401, contentType: "application/problem+json", retryAfter: 0 });
+      return true;
+    }
     if (!session) {
       const { offset, gap } = browser.resolve(cursor);
       if (kind === "polling") {
@@ -279,6 +302,13 @@ class Tab {
     if (browser.log[session.at].visible) this.block(n, { id: browser.cursor(session.at), at: "1", type: "tick", data: "1" });
     else if (browser.random() < 0.3) this.block(n, { id: browser.cursor(session.at) });
     return true;
+  }
+
+  /** The person answers what the hook asked: logs in, or does not. */
+  answer(ok) {
+    const { n } = this.questions.shift();
+    if (ok) this.credentials = this.browser.credentials;
+    this.say({ type: "auth", n, ok });
   }
 
   close() {
@@ -561,22 +591,78 @@ test("a tab that was ahead of its leader when the log was turned back is told of
   assert.deepEqual(ahead.told, ["id1", "id2", "id3", "id4", "gap", "id5"]);
 });
 
-test("204 stops all tabs; reconnect() of any starts them", () => {
+test("401 stops all tabs, each after an attempt of its own; reconnect() of any starts them", () => {
   const browser = new Browser();
   const tabs = [browser.open(), browser.open()];
+  browser.logOut();
   browser.settle();
-  const [n] = tabs[0].requests.keys();
-  tabs[0].say({ type: "fail", n, message: "the stream ended" });
-  browser.now += 1_000;
-  tabs[0].say({ type: "tick" });
-  const [again] = tabs[0].requests.keys();
-  tabs[0].say({ type: "head", n: again, status: 204, contentType: null, retryAfter: 0 });
-  browser.settle();
+  browser.pass(30_000);
   assert.deepEqual(tabs.map((tab) => tab.state.stopped), [true, true]);
-  assert.equal(tabs[1].state.error.status, 204);
+  assert.equal(tabs[1].state.error.status, 401);
+  assert.deepEqual(tabs.map((tab) => tab.asked.length), [1, 1]);
+  assert.equal(browser.holder, null, "the lock is given back");
+  tabs[1].credentials = browser.credentials;
   tabs[1].say({ type: "reconnect" });
+  browser.settle().emit();
   browser.settle();
   assert.deepEqual(tabs.map((tab) => tab.state.isConnected), [true, true]);
+  assert.deepEqual(tabs.map((tab) => tab.state.role), ["follower", "leader"]);
+  for (const tab of tabs) assert.deepEqual(tab.told, ["id1"]);
+});
+
+for (const onAuth of [false, true]) {
+  test(`58 a page that is loaded anew has an attempt of its own (its leader ${onAuth ? "waits for a person" : "has given up"})`, () => {
+    const browser = new Browser();
+    const first = browser.open({ onAuth });
+    const second = browser.open({ onAuth });
+    browser.logOut();
+    browser.settle();
+    browser.pass(1_500);
+    assert.equal(first.state.status, onAuth ? "authorizing" : "stopped");
+    second.close();
+    const again = browser.open({ onAuth });
+    browser.settle().emit();
+    browser.settle();
+    assert.equal(again.state.role, "leader");
+    assert.equal(first.state.role, "follower");
+    for (const tab of [first, again]) {
+      assert.equal(tab.state.isConnected, true);
+      assert.equal(tab.told.at(-1), "id1");
+    }
+    assert.equal(browser.requests, 1);
+  });
+}
+
+test("58 a leader that waits for a person gives the lock to who can go on, and a late answer changes nothing", () => {
+  const browser = new Browser();
+  const [first, second, third] = [1, 2, 3].map(() => browser.open({ onAuth: true }));
+  third.credentials = 2;
+  browser.logOut();
+  browser.pass(20_000);
+  assert.deepEqual([first, second, third].map((tab) => tab.state.role), ["follower", "follower", "leader"]);
+  assert.ok([first, second, third].every((tab) => tab.state.isConnected));
+  first.answer(true); // late
+  browser.settle();
+  assert.equal(browser.requests, 1);
+});
+
+test("58 everybody waits for a person: who answers leads, and the others follow", () => {
+  const browser = new Browser();
+  const tabs = [1, 2, 3].map(() => browser.open({ onAuth: true }));
+  browser.logOut();
+  browser.settle();
+  browser.pass(20_000);
+  assert.ok(tabs.every((tab) => tab.questions.length === 1 && !tab.state.isConnected));
+  assert.equal(browser.requests, 0);
+  for (const tab of tabs) for (const type of ["offline", "online", "hidden", "visible"]) tab.say({ type });
+  browser.pass(60_000);
+  assert.equal(browser.requests, 0);
+  tabs[1].answer(true);
+  browser.settle().emit();
+  browser.settle();
+  assert.deepEqual(tabs.map((tab) => tab.state.role), ["follower", "leader", "follower"]);
+  for (const tab of tabs) assert.deepEqual(tab.told, ["id1"]);
+  assert.equal(browser.requests, 1);
 });
 
 test("close() gives the lock and the channel back, and nothing is heard afterwards", () => {
@@ -591,6 +677,21 @@ test("close() gives the lock and the channel back, and nothing is heard afterwar
   for (const type of ["start", "granted", "tick", "pageshow", "reconnect", "close"]) assert.deepEqual(tab.tab.handle({ type }, browser.now), []);
 });
 
+test("57 a page that was loaded after the clock was set back leads tabs that know a later term", () => {
+  const browser = new Browser();
+  const tabs = [browser.open(), browser.open({ hidden: true })];
+  browser.logOut();
+  browser.settle();
+  browser.pass(5_000);
+  assert.deepEqual(tabs.map((tab) => tab.state.stopped), [true, true]);
+  browser.back = 3_600_000;
+  tabs.push(browser.open());
+  browser.settle().emit();
+  browser.settle();
+  for (const tab of tabs) assert.deepEqual([tab.state.isConnected, tab.told], [true, ["id1"]]);
+  assert.equal(browser.requests, 1);
+});
+
 function live(seed) {
   const random = generator(seed);
   const chance = (p) => random() < p;
@@ -598,7 +699,7 @@ function live(seed) {
   const all = [];
   let cursors = []; // as pages remember them
   const open = () => {
-    const tab = browser.open({ cursor: chance(0.4) && cursors.length ? cursors[Math.floor(random() * cursors.length)] : null, hidden: chance(0.3) });
+    const tab = browser.open({ onAuth: chance(0.5), cursor: chance(0.4) && cursors.length ? cursors[Math.floor(random() * cursors.length)] : null, hidden: chance(0.3) });
     all.push(tab);
   };
   open();
@@ -614,6 +715,9 @@ function live(seed) {
     else if (dice < 0.26) browser.restart();
     else if (dice < 0.28) browser.rollback();
     else if (dice < 0.3) browser.down = true;
+    else if (dice < 0.31) browser.logOut();
+    else if (dice < 0.32) browser.back += random() * 3_600_000;
+    else if (dice < 0.33 && tab?.questions.length && !tab.frozen) tab.answer(chance(0.5));
     else if (dice < 0.45 && tab && !tab.frozen) {
       const types = ["offline", "online", "hidden", "visible", "pagehide", "pageshow", "reconnect"];
       tab.say({ type: types[Math.floor(random() * types.length)] });
@@ -632,7 +736,17 @@ function live(seed) {
     tab.frozen = false;
     for (const type of ["online", "visible", "pageshow"]) tab.say({ type });
   }
-  browser.pass(120_000).emit();
+  browser.pass(20_000);
+  open(); // with new credentials, whatever became of the others
+  browser.pass(120_000);
+  const [newest] = browser.tabs.slice(-1);
+  assert.equal(newest.state.isConnected, true, "a page that was loaded anew believed one that was refused");
+  for (const tab of browser.tabs) {
+    tab.credentials = browser.credentials;
+    if (!tab.state.isConnected) tab.say({ type: "reconnect" });
+  }
+  for (const tab of browser.tabs) if (!tab.state.isConnected) while (tab.questions.length) tab.answer(true);
+  browser.pass(60_000).emit();
   browser.pass(60_000);
   assert.equal(browser.leaders.length, 1, "one leads");
   assert.ok(browser.requests <= 1, "and has the only connection, if it is not between two polls");
