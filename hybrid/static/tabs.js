@@ -218,7 +218,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       if (out) follow();
       else if (!insist()) {
         post({ reconnect: true });
-        if (machine.state.stopped) run({ type: "poll" });
+        if (/stopped|waiting/.test(machine.state.status)) run({ type: "poll" });
       }
     },
     auth(message) {
