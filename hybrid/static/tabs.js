@@ -25,7 +25,9 @@ const RING = 200; // frames that a leader can repeat
  *
  * A leader that is refused holds nobody up: others may have other credentials. Once it has given up,
  * or its hook waits for a person, it is `out`: it gives the lock back and asks for it again when
- * another is connected or there is something to try. Who is `eager` does not even wait for that.
+ * another is connected or there is something to try. From one that tries again by itself the others
+ * take the lock, each that was not refused since somebody was last connected: one after the other,
+ * and who is `fresh` at once.
  *
  * Besides the machine's messages: `granted` and `lost` (the lock), `heard` (from another tab).
  * Besides its effects: `lock` (ask for it, `steal`: at once), `release` (it, and the
@@ -45,7 +47,8 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
   let asked = 0; // when; 0 once answered
   let remote = null; // the leader's state
   let out = false; // refused: not waiting for the lock
-  let eager = false; // for an attempt of its own: just loaded, or told to reconnect
+  let eager = true; // not refused since somebody was last connected
+  let fresh = false; // just loaded, or told to reconnect
   let ring = []; // frames, without a hole between them
   let effects;
   let now;
@@ -89,6 +92,8 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     const before = told();
     const done = machine.handle(message, now);
     effects.push(...done);
+    if (machine.state.isConnected) eager = true;
+    if (done.some(([what, value]) => what === "error" && /^40[13]$/.test(value.status))) eager = fresh = false;
     const heard = done.filter(([what]) => /event|gap|status|error/.test(what));
     if (role !== "leader") return;
     if (heard[0] || prev !== machine.cursor || before !== told()) say(prev, heard);
@@ -105,13 +110,8 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     effects.push(["release", true]);
   };
 
-  /** Take the lock from a leader that was refused, if this tab is eager; once. */
-  const insist = () => {
-    const refused = eager && /stopped|authorizing|:40[13]/.test(`${remote?.status}:${remote?.error?.status}`);
-    if (refused) lock(true);
-    eager &&= !refused;
-    return refused;
-  };
+  /** Whether to take the lock from a leader that was refused. */
+  const insists = () => eager && !out && /stopped|authorizing|waiting:40[13]/.test(`${remote?.status}:${remote?.error?.status}`);
 
   const rest = () => {
     role = "follower";
@@ -160,7 +160,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
 
   const general = {
     start() {
-      joined = eager = true;
+      joined = eager = fresh = true;
       follow();
     },
     pageshow() {
@@ -179,7 +179,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     },
     granted() {
       role = "leader";
-      eager = false;
+      fresh = false;
       begin();
       // Our own polls brought us further than our leader was.
       if (ring.at(-1)?.cursor !== machine.cursor) ring = [];
@@ -196,7 +196,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       if (now >= due && role === "leader") {
         if (machine.state.status === "authorizing") leave();
         else say();
-      } else if (now >= due && !hidden) {
+      } else if (now >= due && (!hidden || insists())) {
         // When the timer was late we slept, as the leader may have.
         if (now - due > t.patience) wait();
         else lock(true);
@@ -214,11 +214,12 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
     reconnect(message) {
       if (role !== "follower") return run(message);
       if (!joined) return; // it begins anew when it is
-      eager = true;
+      eager = fresh = true;
       if (out) follow();
-      else if (!insist()) {
+      else if (insists()) lock(true);
+      else {
         post({ reconnect: true });
-        if (machine.state.stopped) run({ type: "poll" });
+        if (/stopped|waiting/.test(machine.state.status)) run({ type: "poll" });
       }
     },
     auth(message) {
@@ -254,11 +255,11 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       ring = [];
     }
     remote = frame.state;
-    if (remote.isConnected) eager = false;
+    if (remote.isConnected) eager = true;
     if (out) return remote.isConnected && follow();
-    if (insist()) return;
+    if (fresh && insists()) return lock(true);
     // One that nobody sees polls seldom; who is seen does that better, if it was not refused.
-    wait(frame.hidden && !hidden && remote.activeMethod === "polling" && !machine.state.error?.status ? 0 : t.patience);
+    wait(insists() || (frame.hidden && !hidden && remote.activeMethod === "polling" && !machine.state.error?.status) ? 0 : t.patience);
     // One from before we went on says nothing about here.
     const answer = frame.to === me && frame.since === machine.cursor;
     if (frame.to === me) asked = 0;
@@ -291,7 +292,7 @@ export function createTab(machine, { timings = {} } = {}, random = Math.random) 
       return effects;
     },
     get wakeAt() {
-      return Math.min(machine.wakeAt, role === "follower" && hidden ? Infinity : due);
+      return Math.min(machine.wakeAt, role === "follower" && hidden && !insists() ? Infinity : due);
     },
     get cursor() {
       return machine.cursor;

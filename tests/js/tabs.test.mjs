@@ -646,6 +646,20 @@ test("58 a leader that waits for a person gives the lock to who can go on, and a
   assert.equal(browser.requests, 1);
 });
 
+test("58 a leader that was live, is refused and tries again by itself gives way to each other once", () => {
+  const browser = new Browser();
+  const tabs = [browser.open(), browser.open({ hidden: true }), browser.open()];
+  browser.settle();
+  browser.logOut();
+  tabs[1].credentials = browser.valid; // logged in again, and nobody looks at it
+  tabs[0].drop();
+  browser.pass(10_000).emit();
+  browser.settle();
+  assert.deepEqual(tabs.map((tab) => tab.state.role), ["follower", "leader", "follower"]);
+  for (const tab of tabs) assert.deepEqual([tab.state.isConnected, tab.told], [true, ["id1"]]);
+  assert.ok(tabs[2].asked.length <= 1, "who was refused since waits");
+});
+
 test("58 everybody waits for a person: who answers leads, and the others follow", () => {
   const browser = new Browser();
   const tabs = [1, 2, 3].map(() => browser.open({ onAuth: true }));
