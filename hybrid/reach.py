@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from hybrid.bus.courier import Courier, Errand
-from hybrid.bus.diagnosis import Diagnosis, diagnose
+from hybrid.bus.diagnosis import Diagnosis, diagnose, is_crowded
 
 logger = logging.getLogger("hybrid")
 
@@ -251,7 +251,7 @@ class Reach:
         return [None] * len(asked)
 
     def _is_there_after(self, error: Exception, call: Call[Any, Any]) -> bool:
-        if _is_crowded(error):
+        if is_crowded(error):
             return True
         found = diagnose(error)
         why = _why(found)
@@ -310,17 +310,6 @@ class Reach:
 def _why(found: Diagnosis) -> str:
     # It may be another storage than Redis: of one that is silent no more is known than that.
     return str(found) if found.answers or not found.where else found.where
-
-
-def _is_crowded(error: Exception) -> bool:
-    """Whether all connections of a pool were in use: that says nothing about the storage.
-
-    redis-py has a class for it in one kind of pool, and in the other a text alone.
-    """
-    name = type(error).__name__
-    return name == "MaxConnectionsError" or (
-        name == "ConnectionError" and str(error) == "No connection available."
-    )
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -5,6 +5,8 @@ what a repetition means. redis-py's defaults would wait for up to a minute, and 
 have been stored.
 """
 
+import contextlib
+import queue
 import ssl
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -28,8 +30,8 @@ _Pool: Any = redis.ConnectionPool if TYPE_CHECKING else object
 class _Renewable(_Pool):  # type: ignore[misc]
     """A pool whose connections can be given up together, while others use them.
 
-    Nobody closes a connection under somebody else's call: one that is in use is closed when it is
-    put back, and one that is idle is made anew when it is next taken out.
+    Nobody closes a connection under somebody else's call: one that is idle is closed at once, one
+    that is in use, or is being made, when it is put back.
     """
 
     age = 0
@@ -37,19 +39,12 @@ class _Renewable(_Pool):  # type: ignore[misc]
     def renew(self) -> None:
         """No command that begins from now on uses a connection that was made before."""
         self.age += 1
+        self._drop_idle()
 
     def get_connection(self, *arguments: Any, **options: Any) -> Any:
         age = self.age
         connection = super().get_connection(*arguments, **options)
-        made = getattr(connection, "hybrid_age", age)
-        connection.hybrid_age = self.age
-        if made != connection.hybrid_age:
-            try:
-                connection.disconnect()
-                connection.connect()
-            except BaseException:
-                self.release(connection)
-                raise
+        connection.hybrid_age = age
         return connection
 
     def release(self, connection: Any) -> None:
@@ -61,9 +56,23 @@ class _Renewable(_Pool):  # type: ignore[misc]
 class _WaitingPool(_Renewable, redis.BlockingConnectionPool):
     """Who comes when all connections are in use waits for one."""
 
+    def _drop_idle(self) -> None:
+        # Its own `disconnect` closes those in use as well.
+        idle: list[Any] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self.pool.get_nowait())
+        for connection in reversed(idle):
+            if connection is not None:
+                connection.disconnect()
+            self.pool.put_nowait(connection)
+
 
 class _SentinelPool(_Renewable, SentinelConnectionPool):
     """To the master that the Sentinels name."""
+
+    def _drop_idle(self) -> None:
+        self.disconnect(inuse_connections=False)
 
 
 def connect(url: str, *, timeout: float = TIMEOUT, connections: int = CONNECTIONS) -> "redis.Redis":

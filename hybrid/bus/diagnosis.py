@@ -165,6 +165,17 @@ def diagnose(error: BaseException) -> Diagnosis:
     return Diagnosis(found.what, found.fix, where, found.answers, found.elsewhere)
 
 
+def is_crowded(error: Exception) -> bool:
+    """Whether all connections of a pool were in use: that says nothing about the storage.
+
+    redis-py has a class for it in one kind of pool, and in the other a text alone.
+    """
+    name = type(error).__name__
+    return name == "MaxConnectionsError" or (
+        name == "ConnectionError" and str(error) == "No connection available."
+    )
+
+
 def _code(error: BaseException, text: str) -> str:
     for each in type(error).__mro__:
         if each.__name__ in _CODE_OF_CLASS:

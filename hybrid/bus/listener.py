@@ -17,6 +17,7 @@ import redis
 
 from hybrid.bus.connect import TIMEOUT
 from hybrid.bus.copy import Copy
+from hybrid.bus.diagnosis import is_crowded
 from hybrid.bus.health import Health
 from hybrid.bus.store import FAILURE, Store
 
@@ -92,9 +93,11 @@ class Listener:
         delay = RETRY_BASE
         while self._running:
             began = self._monotonic()
+            failed: Exception | None = None
             try:
                 self._attend()
             except FAILURE as error:
+                failed = error
                 self._health.lost(error)
             except Exception as error:
                 logger.exception("the listener failed and goes on")
@@ -106,7 +109,10 @@ class Listener:
             # Half of it is chance: the processes of a deployment lose Redis together.
             self._rest(HURRY if self.hurried else delay * (0.5 + self._random()))
             delay = min(RETRY_CAP, delay * 2)
-            self._renew()
+            # One that somebody else makes, at a Redis far away, is about to be there: to give it
+            # up would be to begin at the beginning.
+            if failed is None or not is_crowded(failed):
+                self._renew()
 
     def _attend(self) -> None:
         """One life of the subscription; ends when anything fails, or by `stop`."""
