@@ -44,6 +44,10 @@ def _text(value: Any) -> str:
 def _url(value: Any) -> str:
     text = _text(value)
     scheme, found, _ = text.partition("://")
+    if scheme.startswith("valkey"):
+        raise ValueError(
+            "is spelled redis:// for Valkey too (rediss:// over TLS): it speaks the same protocol"
+        )
     if not found or (text != "memory://" and scheme not in SCHEMES):
         raise ValueError(f"must be memory:// or one of {', '.join(SCHEMES)}")
     return text

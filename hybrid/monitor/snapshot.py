@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import hybrid
 from hybrid.distinct import pack
@@ -94,6 +93,8 @@ def top(counts: Mapping[str, int], limit: int = TOP) -> dict[str, int]:
 def told(url: str) -> str:
     """A URL without what may be secret: its user and password, and its options, which redis-py
     takes a password from as well."""
-    parts = urlsplit(url)
-    _, login, place = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{'…@' if login else ''}{place}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    # By hand: several hosts in one, as Sentinels have, are none for urlsplit where one is IPv6.
+    place, slash, path = rest.partition("?")[0].partition("/")
+    _, login, place = place.rpartition("@")
+    return f"{scheme}://{'…@' if login else ''}{place}{slash}{path}"
