@@ -212,8 +212,9 @@ class Hybrid:
     def disconnect(self, *, user: str) -> int:
         """End every stream of a user, on every instance, with `hybrid.bye` (`kicked`).
 
-        Returns how many there were on this one. Instances that cannot hear of it now do it when
-        they can.
+        Returns how many there were on this instance: 0 does not say that there are none on others.
+        Instances that cannot hear of it now do it when they can: while Redis is out of reach the
+        order waits in the outbox, and a warning in the log says that it has reached nobody else.
         """
         return self._state().instance().end(user)
 
@@ -236,6 +237,8 @@ class Hybrid:
         It ends what is open, on every instance, and what is about to open with an identity that
         was looked up before this call. Who comes back is judged by `identify`, so call it after
         the session or account has been closed. With Flask-Login it is called at each logout.
+
+        Returns what `disconnect` does, and waits for Redis in the same way.
         """
         return self._state().instance().end(user, "hybrid.revoke")
 

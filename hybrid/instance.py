@@ -317,5 +317,13 @@ class Instance:
         told = self.hub.kick(user, now, ENDINGS[order])
         body = to_json({"user": user})
         # Behind events that wait for Redis there is still room for this: who is shut out stays so.
-        self.bus.publish([Event(random_id(), order, body, now, NOBODY)])
+        (receipt,) = self.bus.publish([Event(random_id(), order, body, now, NOBODY)])
+        if receipt.stored == "outbox":
+            logger.warning(
+                "%d streams of %.80a are ended in this process alone (%s): the other processes are"
+                " told when the shared log is back, and let them go on until then",
+                told,
+                user,
+                self.bus.headline,
+            )
         return told

@@ -35,7 +35,8 @@ class Pair:
     """A primary, its replica, and the address that leads to one of them."""
 
     def __init__(self, old: RedisServer, new: RedisServer) -> None:
-        self.old, self.new = old.client(), new.client()
+        self.old: Any = old.client()
+        self.new: Any = new.client()
         self._ports = old.port, new.port
         self.address = Proxy(old.port)
         self.new.replicaof("127.0.0.1", old.port)

@@ -172,3 +172,24 @@ def test_everybody_says_the_same_of_a_fault(
     finally:
         instance.stop()
         site.app.extensions["hybrid"].forget()
+
+
+def test_an_order_that_reaches_nobody_else_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it returns is of this process; that the others wait for it is in the log."""
+    with redis_server(tmp_path / "redis") as server:
+        site = Site(URL=server.url, HEARTBEAT_SECONDS=25)
+        instance = site.app.extensions["hybrid"].instance()
+        try:
+            until(lambda: instance.bus.state == "ok", lambda: instance.bus.trouble)
+            with caplog.at_level(logging.WARNING, "hybrid"):
+                assert site.realtime.revoke(user="alice") == 0
+                assert "alice" not in caplog.text
+                server.kill()
+                assert site.realtime.revoke(user="alice") == 0
+            (line,) = (each.getMessage() for each in caplog.records if "alice" in each.message)
+            assert line.startswith("0 streams of 'alice' are ended in this process alone (Redis is")
+        finally:
+            instance.stop()
+            site.app.extensions["hybrid"].forget()
