@@ -247,7 +247,7 @@ def test_an_alert_takes_its_time_is_raised_once_and_resolved_once() -> None:
 
 
 def test_the_end_of_an_alert_reads_as_an_end() -> None:
-    """Not as an outage of nobody: "0 of 1 instances cannot reach Redis ()"."""
+    """Not as an outage of nobody: "0 of 1 instances are without the shared log ()"."""
     alerts = Alerts([rule for rule in RULES if rule.name == "redis_away"])
     away = deployed(state="degraded", trouble="refused")
     changes = [
@@ -256,7 +256,7 @@ def test_the_end_of_an_alert_reads_as_an_end() -> None:
         for change in alerts.step(Scene(now, away if now < 20 else deployed(), BASE, USUAL))
     ]
     raised, resolved = changes
-    assert raised.why.startswith("1 of 1 instances cannot reach Redis (web-1:17: refused)")
+    assert raised.why.startswith("1 of 1 instances are without the shared log (web-1:17)")
     assert resolved.why == f"it is over, after 20 s. It was: {raised.why}"
 
 

@@ -96,7 +96,7 @@ class Errors:
         if not self.takes_from(address):
             return False
         self._reports[address] += 1
-        kind = re.sub(r"[0-9]+", "#", message[:MAX_TEXT])
+        kind = re.sub(r"[0-9]+", "#", message)[:MAX_TEXT]
         self.note("browser", "error", kind, message, place)
         return True
 
