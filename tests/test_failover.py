@@ -42,8 +42,16 @@ class Pair:
         self.new.replicaof("127.0.0.1", old.port)
         until(lambda: self.new.info("replication")["master_link_status"] == "up", "no replica")
 
+    def catch_up(self) -> None:
+        """Wait until the replica has all that the primary has."""
+        wanted = self.old.info("replication")["master_repl_offset"]
+        until(
+            lambda: self.new.info("replication")["slave_repl_offset"] >= wanted,
+            "the replica does not follow",
+        )
+
     def fail_over(self, variant: str) -> None:
-        self.old.wait(1, int(DEADLINE * 1000))
+        self.catch_up()
         self.new.replicaof("NO", "ONE")
         self.address.repoint(self._ports[1])
         if variant == "replica":
@@ -204,7 +212,7 @@ def test_a_late_answer_of_the_old_primary_counts_for_nothing(pair: Pair) -> None
 
     try:
         store.found("e")  # the connection is there
-        pair.old.wait(1, int(DEADLINE * 1000))
+        pair.catch_up()
         pair.new.replicaof("NO", "ONE")
         pair.address.repoint(pair._ports[1])
         pair.address.delay = 0.2  # half of what an answer may take

@@ -29,7 +29,7 @@ TABLE = {
 }
 SHA = re.compile("[0-9a-f]{40}")
 USER = "worker"
-RIGHTS = ["on", "nopass", "~{hybrid}:*", "&{hybrid}:*", "+@all"]
+RIGHTS = ["on", "nopass", "resetchannels", "~{hybrid}:*", "&{hybrid}:*", "+@all"]
 
 
 class Fault:
