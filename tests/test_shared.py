@@ -482,6 +482,9 @@ class Hopper(Client):
         self.shown: set[str] = set()
         """The same, whatever gaps there were."""
         self.since_gap: set[str] = set()
+        self.covered: set[str] = set()
+        """What a gap has told it of. Where the log lets go of such an event before its emitter has
+        heard that it was stored, it is stored again behind the gap, and need not be sent."""
         self.unplaced = False
         """Whether the worker cannot tell yet where this client stands."""
         self.done = 0
@@ -534,7 +537,10 @@ class Hopper(Client):
             self.unplaced = False
         if block.type == "hybrid.gap":
             assert block.id, "a gap without a place to go on from"
-            self.position = block.id
+            self.position = step = block.id
+            while (event := self.world.redis.events.get(step)) is not None:
+                self.covered.add(event.id)
+                step = self.world.redis.before[step]
             self.since_gap = set()
             self.here = set()
             self.gaps[json.loads(block.data)["reason"]] += 1
@@ -587,7 +593,7 @@ class Hopper(Client):
         while step != self.position:
             event = self.world.redis.events.get(step)
             assert event is not None, f"from {self.position} to {cursor} without a gap"
-            unseen = event.id not in self.had and event.id != arrives
+            unseen = event.id not in self.had | self.covered and event.id != arrives
             assert not (unseen and visible(event, self.identity, self.topics)), (
                 f"{event.id} was lost between {self.position} and {cursor}"
             )
