@@ -1107,6 +1107,32 @@ def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
         connect(url)
 
 
+def test_a_probe_that_finds_the_connection_in_use_is_no_outage(
+    server: RedisServer, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stores has it all the time: that says nothing about Redis."""
+    worker = start(server.url, probe=0.1)
+    probe, failed = worker.store.probe, threading.Semaphore(0)
+
+    def probe_and_tell(*arguments: str) -> Any:
+        try:
+            return probe(*arguments)
+        except redis.ConnectionError:
+            failed.release()
+            raise
+
+    monkeypatch.setattr(worker.store, "probe", probe_and_tell)
+    pool = worker.store._storing.connection_pool
+    connection = pool.get_connection()
+    try:
+        for _ in range(2):
+            assert failed.acquire(timeout=DEADLINE)
+    finally:
+        pool.release(connection)
+    assert worker.emit(1) == ["log"]
+    assert worker.ears.of("announce") == []
+
+
 def test_foreign_bytes_and_doorbells_are_no_outage(server: RedisServer, start: Start) -> None:
     """Who writes Latin-1 or nonsense harms nobody: not who is here, not who comes later."""
     worker = start(server.url, probe=60)

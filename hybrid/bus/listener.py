@@ -133,7 +133,12 @@ class Listener:
                     if message["type"] == "message" and message["channel"] != self._ear:
                         self._hear(message["data"])
                 elif now - quiet_since >= self._probe_after:
-                    self._probe(subscription)
+                    try:
+                        self._probe(subscription)
+                    except FAILURE as error:
+                        # Who stores has the connection all the time, and finds out by itself.
+                        if not is_crowded(error):
+                            raise
                     quiet_since = self._monotonic()
         finally:
             subscription.close()
