@@ -9,6 +9,8 @@ export PORT ?= 8000
 
 # Serve the demo: gunicorn with gevent, in memory, no Redis, no Node.
 run: $(VENV)/.run
+	@$(BIN)/python -c 'import socket; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); s.bind(("$(HOST)", $(PORT)))' 2>/dev/null \
+		|| { echo "port $(PORT) of $(HOST) is taken by another program; choose one: PORT=8124 make run" >&2; exit 1; }
 	@echo "The demo is at http://$(HOST):$(PORT)/  (Ctrl-C ends it)"
 	@$(BIN)/gunicorn wsgi:app
 

@@ -16,7 +16,8 @@ export function connection({ isConnected, activeMethod, error, retryAt, bus, sto
   if (offline) return { word, line: "no network; it goes on by itself" };
   if (!error) {
     const late = bus === "degraded" ? "news from other servers may be late" : "in order";
-    return { word, line: isConnected ? late : "being made" };
+    const way = activeMethod === "polling" ? "asking, since streams do not get through" : late;
+    return { word, line: isConnected ? way : "being made" };
   }
   const seconds = retryAt ? Math.max(0, Math.round((retryAt - Date.now()) / 1000)) : 0;
   const again = retryAt ? `; next attempt ${seconds ? `in ${seconds} s` : "now"}` : "";
@@ -74,6 +75,8 @@ export async function send(method, url, body = {}) {
     method,
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
+  }).catch(() => {
+    throw new Error("Not sent: the server cannot be reached. Try again.");
   });
   if (answer.status === 401) location.assign(document.body.dataset.login);
   const said = answer.status === 204 ? null : await answer.json().catch(() => null);

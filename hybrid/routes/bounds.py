@@ -185,7 +185,9 @@ def too_many(instance: Instance, limit: str, seconds: int) -> Problem:
     """What is said to who has reached a limit."""
     instance.refused[limit] += 1
     words = limit.replace("_", " ")
-    return Problem(429, "Too many requests", f"too many {words}", retry_after=seconds)
+    name = {"refusals": "polls", "wrong_keys": "ip_events"}.get(limit, limit)
+    detail = f"too many {words}: more than HYBRID_LIMIT_{name.upper()} allows"
+    return Problem(429, "Too many requests", detail, retry_after=seconds)
 
 
 def count_for_user(instance: Instance, limit: str, identity: Identity) -> None:

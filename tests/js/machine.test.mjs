@@ -342,7 +342,7 @@ test("14 a request that is too long for a server on the way is an end that says 
 
 test("14 who was told by another tab that it is live is as good as live", () => {
   const bench = new Bench({ transport: "sse" });
-  bench.say({ type: "cursor", value: "e.1.x" });
+  bench.say({ type: "cursor", live: true, value: "e.1.x" });
   assert.equal(bench.start().head(401).state.stopped, false);
 });
 
