@@ -108,14 +108,21 @@ def test_the_packages_own_orders_are_acted_on(server: RedisServer, site: Site) -
         assert json.loads(bye.data or "")["reason"] == "revoked"
 
 
-@pytest.mark.parametrize("field", ["epoch", "mark", "offset"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, FORGED) for field in ("epoch", "mark", "offset")),
+        *(("offset", value) for value in ("1e300", "-1", "nan", "inf", "0x10", "1.5")),
+        ("offset", str(2**53 + 1)),
+    ],
+)
 def test_a_log_whose_head_no_cursor_can_carry_is_begun_anew(
-    server: RedisServer, site: Site, field: str
+    server: RedisServer, site: Site, field: str, value: str
 ) -> None:
     """Its clients are told of a gap, and the forged text reaches none of them."""
     site.emit("before")
     with server.client() as client:
-        client.hset(KEYS[1], field, FORGED)
+        client.hset(KEYS[1], field, value)
     later = Site(URL=server.url, HEARTBEAT_SECONDS=25, NAMESPACE="app")
     try:
         with later.stream() as stream:

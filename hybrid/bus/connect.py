@@ -63,9 +63,11 @@ class _WaitingPool(_Renewable, redis.BlockingConnectionPool):
             while True:
                 idle.append(self.pool.get_nowait())
         for connection in reversed(idle):
-            if connection is not None:
-                connection.disconnect()
-            self.pool.put_nowait(connection)
+            try:
+                if connection is not None:
+                    connection.disconnect()
+            finally:
+                self.pool.put_nowait(connection)
 
 
 class _SentinelPool(_Renewable, SentinelConnectionPool):

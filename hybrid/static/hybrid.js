@@ -805,8 +805,8 @@ export function connect(url, options = {}) {
           ({ load }) => ended || (off = load(client, ...given)),
           (error) => {
             if (ended) return;
-            given[2]({ error, isLoading: false, isStale: true });
             setTimeout(begin, 5_000);
+            given[2]({ error, isLoading: false, isStale: true });
           },
         );
       ends.add(end);

@@ -57,7 +57,8 @@ local bytes, indexed, twice = tonumber(head[7]) or 0, head[8], tonumber(head[9])
 local kept = redis.call('XLEN', log)
 local id, proof = string.match(prev or '', '^([^.]*)%.?(.*)')
 local is_mark = is_id(id) and (proof == '' or #proof == 8 and not string.find(proof, '[^0-9a-f]'))
-if not (is_id(epoch) and is_mark and offset) or (offset > 0 and kept == 0) then
+local is_place = offset and #head[2] < 16 and not string.find(head[2], '[^%d]')
+if not (is_id(epoch) and is_mark and is_place) or (offset > 0 and kept == 0) then
   -- The newest entry is never trimmed: without it this is not the log that meta speaks of. Nor is
   -- it where meta says what no cursor could carry.
   redis.call('UNLINK', log, meta, ids)
