@@ -353,6 +353,7 @@ class Settings:
                 warnings.warn(f"there is no setting {key}{hint}", stacklevel=3)
         values: dict[str, Any] = {}
         for key, setting in known.items():
+            source = ""
             raw = config.get(key, environ.get(key))
             if isinstance(raw, str):
                 # A file that a secret is mounted from ends in a newline.
@@ -361,6 +362,7 @@ class Settings:
                 raw = None
             if raw is None and setting.name == "url":
                 raw = url_from(environ)
+                source = " (taken from HYBRID_REDIS_URL, REDIS_URL or Upstash's variables)"
             if raw is None and setting.name == "frugal":
                 raw = values.get("url", "") == _upstash(environ)
             if raw is None and (key not in config or not setting.metadata["off"]):
@@ -370,7 +372,7 @@ class Settings:
             except (TypeError, ValueError) as error:
                 # A URL may carry a password, and errors end in logs and on screens.
                 told = "cannot be used" if setting.name in SECRET else f"is {raw!r}"
-                raise ConfigError(f"{key} {told}: {error}") from None
+                raise ConfigError(f"{key}{source} {told}: {error}") from None
         return cls(**values)
 
 

@@ -31,8 +31,11 @@ from hybrid.monitor.alerts import (
 )
 from hybrid.monitor.errors import MAX_GROUPS, REPORTS_OF_ONE, REPORTS_PER_MINUTE, Errors
 from hybrid.monitor.history import FIELDS, RINGS, Point, Rings, columns, merge, roll
+from hybrid.monitor.monitor import Monitor
+from hybrid.monitor.records import Away
 from hybrid.monitor.sinks import post
 from hybrid.monitor.traffic import LISTED, LOOK, traffic
+from sites import Site
 
 COUNTED = [name for name, how in FIELDS.items() if how == (sum, sum)]
 numbers = st.integers(0, 1000)
@@ -258,6 +261,49 @@ def test_the_end_of_an_alert_reads_as_an_end() -> None:
     raised, resolved = changes
     assert raised.why.startswith("1 of 1 instances are without the shared log (web-1:17)")
     assert resolved.why == f"it is over, after 20 s. It was: {raised.why}"
+
+
+def test_who_cannot_be_heard_is_not_gone() -> None:
+    """Without Redis an instance knows of itself alone, and says no more than that."""
+    alerts = Alerts([rule for rule in RULES if rule.name in ("redis_away", "instance_gone")])
+    away = deployed(state="degraded", trouble="refused")
+    gone = {**away["instances"][0], "state": "gone", "pid": 18}
+    scenes = [
+        Scene(now, {**away, "instances": [*away["instances"], gone]}, BASE, USUAL, complete=False)
+        for now in range(30)
+    ]
+    (raised,) = [change for scene in scenes for change in alerts.step(scene)]
+    assert raised.why.startswith("at least 1 of 1 instances are without the shared log (web-1:17)")
+    (late,) = alerts.step(replace(scenes[-1], now=31, complete=True))
+    assert late.rule == "instance_gone"
+
+
+def test_each_process_without_redis_shows_its_alert_and_one_tells(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is true whoever answers; the webhook hears of it once."""
+    told: list[str] = []
+
+    def wrong(scene: Scene) -> tuple[float, str]:
+        return float(not scene.complete), "it is away"
+
+    def away(*_arguments: Any, **_named: Any) -> Any:
+        raise Away
+
+    monitor = Monitor(
+        site.app.extensions["hybrid"].instance(),
+        interval=5,
+        rules=[Rule("wrong", "critical", wrong, 0, 0, hold=0, rest=0)],
+        on_change=lambda change: told.append(change.kind),
+    )
+    monkeypatch.setattr(monitor._records, "beat", away)
+    monitor._beat()
+    assert monitor.picture()["state"] == "critical"
+    assert told == []
+    monitor._keeping = True
+    monitor._alerts = Alerts([Rule("wrong", "critical", wrong, 0, 0, hold=0, rest=0)])
+    monitor._beat()
+    assert told == ["raised"]
 
 
 def test_a_snoozed_alert_that_comes_again_is_told_nowhere_until_it_is_over() -> None:

@@ -1107,6 +1107,20 @@ def test_a_url_that_leads_nowhere_is_refused(url: str) -> None:
         connect(url)
 
 
+def test_a_log_that_is_another_one_is_a_line_in_the_log(
+    server: RedisServer, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason that clients are told, and what to do; not at the start of a process."""
+    worker = start(server.url)
+    worker.emit(3)
+    assert "another one" not in caplog.text
+    with server.client() as client:
+        client.flushall()
+    worker.emit(1)
+    worker.until(lambda: "another one than before (epoch)" in caplog.text, "nothing is logged")
+    assert "appendonly yes" in caplog.text
+
+
 def test_a_probe_that_finds_the_connection_in_use_is_no_outage(
     server: RedisServer, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import redis
 from hybrid.bus.diagnosis import diagnose
 from hybrid.limits import Seldom
 from hybrid.monitor.terminal import table
+from servers import PREFIX
 from sites import MakeSite, Site, as_problem
 
 ALICE = {"headers": {"X-User": "alice"}}
@@ -162,3 +163,26 @@ def test_an_instance_of_an_older_version_does_not_tell_why(make_site: MakeSite) 
     picture = deployment([Seen(older, 0), Seen(record, 0)], record, [], [])
     assert picture["connections"]["refused"] == 2
     assert picture["connections"]["refused_by"] == {"full": 1}
+
+
+@pytest.mark.parametrize("name", ["identify", "authorize", "can_monitor"])
+def test_a_hook_that_raises_is_named(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """In the log with its function, for whom and at what; to the client what was not decided."""
+    site = make_site()
+
+    def broken(*_: Any) -> Any:
+        raise LookupError("the database is away")
+
+    getattr(site.realtime, name)(broken)
+    path = "/monitor" if name == "can_monitor" else "/sse"
+    answer = site.get(path, query_string={"topic": "room"}, headers={"X-User": "alice"})
+    detail = as_problem(answer, 503)["detail"]
+    (record,) = [each for each in caplog.records if "hook" in each.message]
+    assert f"the {name} hook (test_refusals." in record.message
+    assert ("for user 'alice'" in record.message) == (name != "identify")
+    assert f"at GET {PREFIX}{path}; answered 503" in record.message
+    assert ("topic 'room'" in record.message) == (name == "authorize")
+    assert ("who you are" in detail) == (name == "identify")
+    assert ("the topic 'room'" in detail) == (name == "authorize")

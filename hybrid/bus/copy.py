@@ -5,6 +5,7 @@ event. It is taken only if it is the next one: offset one higher, and the mark t
 predecessor's is the newest one here. Anything else means reading the stream.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -15,6 +16,12 @@ from hybrid.bus.store import Store, Stored, before, decode, following
 from hybrid.errors import InvalidEvent
 from hybrid.events import CONTROL, Cursor, Event, check_id
 from hybrid.log import Log
+
+logger = logging.getLogger("hybrid")
+
+_OLDER = "it was restored from an older copy, or a replica without the last events took over"
+ANOTHER = {"epoch": "it was emptied, or is a new Redis", "rollback": _OLDER, "forked": _OLDER}
+"""What has become of a log that is another one now, by the reason that clients are told."""
 
 
 def place(log: Log, stored: Stored) -> str:
@@ -59,6 +66,8 @@ class Copy:
         self.read_at = 0.0
         """When the last reading began that has come to the end."""
         self._reading = threading.RLock()
+        self._another = ""
+        """Why the log is another one now, until that is logged."""
 
     def take(self, stored: Stored, event: Event) -> str:
         """Append a stored event if it is the next one. Anything else the doorbell brings."""
@@ -86,10 +95,21 @@ class Copy:
 
     def catch_up(self) -> None:
         """Read the stream from where we are to its end, or begin anew where it has changed."""
-        with self._reading:
-            began = self._monotonic()
-            self._read_on()
-            self.read_at = began
+        try:
+            with self._reading:
+                began = self._monotonic()
+                self._read_on()
+                self.read_at = began
+        finally:
+            reason, self._another = self._another, ""
+        if reason:
+            logger.warning(
+                "the log in Redis is another one than before (%s): %s. Every client is told `gap`"
+                " with this reason, and loads anew. Fix: let Redis keep its data (appendonly yes),"
+                " and let a failover wait for its replica",
+                reason,
+                ANOTHER[reason],
+            )
 
     def _append(self, log: Log, event: Event) -> None:
         # The clocks of other hosts may be wrong: an event is not to expire as it arrives.
@@ -148,6 +168,8 @@ class Copy:
         with self._lock:
             if self.known and self.log.head != begun_at:
                 return False
+            if self.known and reason in ANOTHER:
+                self._another = reason
             self.log = log
             self.known = True
             # What the worker itself missed is lost for its clients like anything that is

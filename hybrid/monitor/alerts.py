@@ -32,6 +32,8 @@ class Scene:
     """The deployment as `deployment.deployment` has it."""
     seconds: Sequence[Point]
     tens: Sequence[Point]
+    complete: bool = True
+    """Whether the records of the other instances can be read, and have had the time to come in."""
 
     def over(self, seconds: int, name: str) -> float:
         """The sum of a field over the last so many seconds."""
@@ -94,8 +96,9 @@ def _blocked(scene: Scene) -> Reading:
 def _redis_away(scene: Scene) -> Reading:
     away = [row for row in scene.live() if row["state"] == "degraded"]
     troubles = next((row["trouble"] for row in away if row["trouble"]), "")
+    least = "" if scene.complete else "at least "
     return len(away), (
-        f"{len(away)} of {len(scene.live())} instances are without the shared log"
+        f"{least}{len(away)} of {len(scene.live())} instances are without the shared log"
         f" ({_names(away)}): events reach the clients of their own process alone and wait in the"
         f" outbox. {troubles}"
     )
@@ -113,6 +116,8 @@ def _redis_slow(scene: Scene) -> Reading:
 
 
 def _gone(scene: Scene) -> Reading:
+    if not scene.complete:
+        return None  # who cannot be heard may well be alive
     gone = [row for row in scene.picture["instances"] if row["state"] == "gone"]
     return len(gone), (
         f"nothing is heard of {_names(gone)} any more: it died, or cannot reach Redis;"

@@ -28,7 +28,7 @@ from hybrid.monitor import connections, errors
 from hybrid.monitor.alerts import BLOCKED, Alerts, Change, Rule, Scene
 from hybrid.monitor.connections import Search
 from hybrid.monitor.counting import KEPT, MINUTE, Sampler
-from hybrid.monitor.deployment import deployment, is_live, strangers
+from hybrid.monitor.deployment import GONE_MS, deployment, is_live, strangers
 from hybrid.monitor.history import RINGS, Point, Rings, columns, merge, roll
 from hybrid.monitor.records import Away, LocalRecords, Record, Records, Seen
 from hybrid.monitor.snapshot import snapshot
@@ -92,7 +92,7 @@ class Monitor:
             self._records = RedisRecords(settings.url, settings.namespace, instance.id)
         self._seen: list[Seen] = []
         self._told: list[Point] = []
-        self._read_at = self._written_at = float("-inf")
+        self._read_at = self._written_at = self._away_at = float("-inf")
         self._skew_ms: int | None = None
         self._watched = self._mixed = False
         self._wall, self._monotonic = time.time(), time.monotonic()
@@ -340,8 +340,8 @@ class Monitor:
             beat = self._records.beat(text, watched=self.watch.wanted)
         except Away:
             self._told = []
-            if self._keeping:
-                self._judge(self.picture())
+            self._away_at = time.monotonic()
+            self._judge(self.picture())
             raise
         self._written_at = time.monotonic()
         if self._records.shared:
@@ -432,11 +432,16 @@ class Monitor:
         return [roll([*late, rest[0]], rest[0].at), *rest[1:]] if rest and late else rest
 
     def _scene(self, picture: dict[str, Any]) -> Scene:
-        return Scene(self._now(), picture, self._rings.points(1), self._rings.points(10))
+        complete = time.monotonic() - self._away_at >= GONE_MS / 1000
+        seconds, tens = self._rings.points(1), self._rings.points(10)
+        return Scene(self._now(), picture, seconds, tens, complete)
 
     def _judge(self, picture: dict[str, Any]) -> None:
-        """Without Redis the last keeper goes on alone: nobody else can become one."""
-        self._tell(self._alerts.step(self._scene(picture)))
+        """Without Redis each judges for itself, so that its own page is true; the last keeper
+        tells of it, since nobody else can become one."""
+        changes = self._alerts.step(self._scene(picture))
+        if self._keeping:
+            self._tell(changes)
 
     def _tell(self, changes: Sequence[Change]) -> None:
         for change in changes:

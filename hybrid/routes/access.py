@@ -47,7 +47,7 @@ def identity_of(state: "AppState") -> Identity:
 
 
 def _identity(state: "AppState") -> Identity:
-    identity = ask(state.hooks.identify)
+    identity = ask("identify", state.hooks.identify)
     if not isinstance(identity, Identity):  # None, or a hook that forgot what it returns
         raise Problem(401, "Unauthorized", "this needs an identity; log in first")
     if identity.user is None and not state.settings.anonymous:
@@ -185,7 +185,8 @@ UNDECIDED = (429, 500, 502, 503, 504)
 
 def _granted(state: "AppState", identity: Identity, topics: Collection[str]) -> bool:
     return all(
-        topic.startswith(DOCTOR) or ask(state.hooks.authorize, identity, topic) for topic in topics
+        topic.startswith(DOCTOR) or ask("authorize", state.hooks.authorize, identity, topic)
+        for topic in topics
     )
 
 
@@ -234,14 +235,17 @@ def _closed(state: "AppState", identity: Identity, topic: str) -> Problem:
     return Problem(403, "Forbidden", detail)
 
 
-def permitted(state: "AppState", hook: Callable[..., Any] | None, identity: Identity) -> bool:
-    """Whether the hook admits somebody; without one, debug mode admits who asks for this machine.
+def permitted(state: "AppState", name: str, identity: Identity) -> bool:
+    """Whether the hook of this name admits somebody.
+
+    Without one, debug mode admits who asks for this machine.
 
     A page of any other site can have its own name lead here (DNS rebinding): to a browser it is
     then of one origin with us.
     """
+    hook = getattr(state.hooks, name)
     if hook is not None:
-        return bool(ask(hook, identity))
+        return bool(ask(name, hook, identity))
     return state.debug() and is_own_host()
 
 
@@ -257,7 +261,7 @@ def not_permitted(state: "AppState", detail: str) -> Problem:
 
 def may_test(state: "AppState", identity: Identity, audience: Audience) -> bool:
     only_self = identity.user is not None and audience == Audience(users=frozenset({identity.user}))
-    return only_self or permitted(state, state.hooks.can_test, identity)
+    return only_self or permitted(state, "can_test", identity)
 
 
 def require_key(state: "AppState") -> None:
@@ -285,8 +289,8 @@ def require_bearer(key: str) -> None:
         raise problem
 
 
-def ask(hook: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a hook of the application; one that raises admits nobody.
+def ask(name: str, hook: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the hook of this name; one that raises admits nobody.
 
     It may be `async`. What could still be waited for is no answer: taken as one it would be true.
     """
@@ -299,7 +303,22 @@ def ask(hook: Callable[..., Any], *arguments: Any) -> Any:
     except HTTPException:
         raise  # abort(403) in a hook is an answer
     except Exception:
-        logger.exception("%s raised; the request is refused", getattr(hook, "__name__", hook))
-        raise Problem(
-            503, "Unavailable", "who you are could not be established", retry_after=FULL_RETRY_AFTER
-        ) from None
+        match arguments:
+            case []:
+                about, undecided = "", "who you are could not be established"
+            case [identity]:
+                about = f" for user {identity.user!r:.80}"
+                undecided = "whether this is open to you could not be decided"
+            case [identity, topic]:
+                about = f" for user {identity.user!r:.80}, topic {topic!r:.80}"
+                undecided = f"whether the topic {topic!r:.80} is open to you could not be decided"
+        logger.exception(
+            "the %s hook (%s.%s) raised%s at %s %s; answered 503",
+            name,
+            getattr(hook, "__module__", "?"),
+            getattr(hook, "__qualname__", hook),
+            about,
+            request.method,
+            request.path,
+        )
+        raise Problem(503, "Unavailable", undecided, retry_after=FULL_RETRY_AFTER) from None

@@ -76,7 +76,7 @@ def viewer(state: "AppState") -> Identity:
     """Who asks, if they may look."""
     require_same_origin_or_link()
     identity = identity_of(state)
-    if not permitted(state, state.hooks.can_monitor, identity):
+    if not permitted(state, "can_monitor", identity):
         raise not_permitted(state, "the monitor is for those whom can_monitor admits")
     return identity
 
@@ -85,7 +85,7 @@ def operator(state: "AppState") -> Identity:
     """Who asks, if they may act; from this site's own pages, whoever else may read."""
     require_own_origin()
     identity = viewer(state)
-    if not permitted(state, state.hooks.can_operate, identity):
+    if not permitted(state, "can_operate", identity):
         raise not_permitted(state, "this is for those whom can_operate admits")
     return identity
 
@@ -127,7 +127,7 @@ def _page(state: "AppState", identity: Identity) -> Response:
         base=url_for(".monitor").removesuffix("/monitor"),
         file=file,
         name=request.host,
-        operates=permitted(state, state.hooks.can_operate, identity),
+        operates=permitted(state, "can_operate", identity),
         version=hybrid.__version__,
         wall=request.args.get("wall") == "1",
     )
