@@ -174,7 +174,7 @@ def test_a_wrong_url_is_refused_without_its_password() -> None:
     assert "p@ss" not in str(refused.value)
     with pytest.raises(ConfigError, match="redis://"):
         Settings.load({"HYBRID_URL": "valkey://h"})
-    with pytest.raises(ConfigError, match="taken from .*REDIS_URL"):
+    with pytest.raises(ConfigError, match=r"taken from .*REDIS_URL"):
         Settings.load({}, {"REDIS_URL": "valkey://h"})
     with pytest.raises(ConfigError, match="rediss://"):
         Settings.load({"HYBRID_URL": "valkeys://h"})
