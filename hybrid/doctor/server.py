@@ -41,7 +41,7 @@ def look_at_server(settings: Settings, arguments: str | None) -> Iterator[Findin
         yield Finding(
             "skip",
             "gunicorn",
-            "no gunicorn.conf.py here; give the arguments: --gunicorn '-k gevent -w 2'",
+            "no gunicorn.conf.py here; give the arguments: --gunicorn '-k gevent'",
         )
         return
     try:
