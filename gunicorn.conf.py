@@ -22,9 +22,10 @@ logging.config.dictConfig(
     }
 )
 
-bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+host = os.environ.get("HOST") or "127.0.0.1"
+bind = f"{f'[{host}]' if ':' in host else host}:{os.environ.get('PORT') or 8000}"
 # One on memory://, which knows only its own process; as many as there are cores with Redis.
-workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
+workers = int(os.environ.get("WEB_CONCURRENCY") or 1)
 worker_class = "gevent"
 # A quarter more than HYBRID_MAX_CONNECTIONS. At this number gunicorn stops accepting and new
 # clients just hang, health checks too; the lower cap of our own answers 503 in time.

@@ -59,7 +59,7 @@ class AppState:
     _lock_pid: int = field(default_factory=os.getpid)
     receivers: list[Callable[..., None]] = field(default_factory=list)
     """Of other extensions' signals, which keep them weakly."""
-    rehearsed: set[frozenset[str]] = field(default_factory=set)
+    rehearsed: set[tuple[frozenset[str], str | None, frozenset[str]]] = field(default_factory=set)
     """What of an environ could not be kept with a stream, and was not missed at a first look."""
 
     def instance(self) -> Instance:

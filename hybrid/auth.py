@@ -200,8 +200,9 @@ class Tickets:
 
 _LETTERS = "(?:t|%74)(?:i|%69)(?:c|%63)(?:k|%6[bB])(?:e|%65)(?:t|%74)"
 _TICKET = re.compile(
-    rf"""(?:(?<![^\s?&;="'<>()\[\]{{}},])|(?<=%26)|(?<=%3[fF]))"""
-    rf"""({_LETTERS}(?:=|%3[dD]))[^\s&;"'<>#]+"""
+    # An encoded separator ends in these, however often it is encoded.
+    rf"""(?:(?<![^\s?&;="'<>()\[\]{{}},+])|(?<=26)|(?<=3[fFbB])|(?<=20))"""
+    rf"""({_LETTERS}(?:=|%(?:25)*3[dD])["']?)[^\s&;"'<>#]+"""
 )
 """The parameter `ticket` and its value, in whatever text. The name is of bounded length, so that
 the search is linear in the text: strangers write what is logged."""

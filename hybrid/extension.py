@@ -7,7 +7,7 @@ process is made on first use in that process.
 
 import gc
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -187,14 +187,16 @@ class Hybrid:
         identity: Identity,
         since: str | None = None,
         *,
-        topics: Collection[str] = (),
+        topics: Names = (),
         limit: int = MAX_HISTORY,
     ) -> History:
         """The kept events that this identity with these granted topics may see, after `since`.
 
         `since` is a cursor or Unix milliseconds; None means from the oldest kept.
         """
-        return read_history(self._state().instance(), identity, since, topics, limit)
+        return read_history(
+            self._state().instance(), identity, since, Audience.of(topics=topics).topics, limit
+        )
 
     def cursor(self) -> str:
         """The log's current position. Read it BEFORE loading a snapshot and send it along."""
@@ -225,7 +227,7 @@ class Hybrid:
         """
         return self._state().instance().end(cast(str, as_name(user)))
 
-    def ticket(self, identity: Identity, *, topics: Collection[str] = ()) -> str:
+    def ticket(self, identity: Identity, *, topics: Names = ()) -> str:
         """A ticket for one stream of this identity: `GET /sse?ticket=…`, within 30 seconds, once.
 
         For clients that can send neither cookies nor headers. Who may have it, and with which
@@ -235,7 +237,7 @@ class Hybrid:
         state = self._state()
         if not state.secret():
             raise NotReady("tickets are signed with the app's SECRET_KEY, which is not set")
-        return state.instance().tickets.issue(identity, topics)
+        return state.instance().tickets.issue(identity, Audience.of(topics=topics).topics)
 
     def revoke(self, *, user: str | int) -> int:
         """Shut a user out who has logged out or lost their account: as `disconnect`, with

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import logging
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -73,22 +74,24 @@ class Windows:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._windows: dict[Hashable, tuple[int, float]] = {}
 
     def hit(self, key: Hashable, seconds: int) -> tuple[int, float]:
         """Count one; how many there were in this window, and the seconds that are left of it."""
         now = self._clock()
-        count, until = self._windows.get(key, (0, 0.0))
-        if until <= now:
-            count, until = 0, now + seconds
-            if len(self._windows) >= MAX_WINDOWS:
-                self._drop(now)
-        self._windows[key] = (count + 1, until)
+        with self._lock:
+            count, until = self._windows.get(key, (0, 0.0))
+            if until <= now:
+                count, until = 0, now + seconds
+                if len(self._windows) >= MAX_WINDOWS:
+                    self._drop(now)
+            self._windows[key] = (count + 1, until)
         return count + 1, until - now
 
     def _drop(self, now: float) -> None:
         self._windows = {key: window for key, window in self._windows.items() if window[1] > now}
-        for key in list(self._windows)[: len(self._windows) - MAX_WINDOWS // 2]:
+        for key in list(self._windows)[: max(0, len(self._windows) - MAX_WINDOWS // 2)]:
             del self._windows[key]
 
 

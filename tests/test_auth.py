@@ -403,6 +403,9 @@ def test_r88_no_log_has_a_ticket(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         ("?my_ticket=a&ticket2=b&Ticket=c&tick=et", "?my_ticket=a&ticket2=b&Ticket=c&tick=et"),
         ("a ticket = none", "a ticket = none"),
         ("%=%zz=1&ticket=", "%=%zz=1&ticket="),
+        ("?next=%252Fsse%253Fticket%253Dabc&x=1", "?next=%252Fsse%253Fticket%253D…&x=1"),
+        ("?q=a%3Bticket%3Dabc&b+ticket=abc", "?q=a%3Bticket%3D…&b+ticket=…"),
+        ('{ticket="abc"}', '{ticket="…"}'),
         ("/login?next=/sse?ticket=abc&x=1", "/login?next=/sse?ticket=…&x=1"),
         ("?next=%2Fsse%3Fa%26ticket%3Dabc&x=1", "?next=%2Fsse%3Fa%26ticket%3D…&x=1"),
         ("?next=%2Fsse%3fticket%3dabc HTTP/1.1", "?next=%2Fsse%3fticket%3d… HTTP/1.1"),
@@ -428,3 +431,36 @@ def test_r88_no_error_report_has_a_ticket(site: Site, caplog: pytest.LogCaptureF
     shown = site.get("/monitor").get_json()["errors"]["groups"]
     assert [json.dumps(group, ensure_ascii=False).count("icket=…") for group in shown] == [2, 2]
     assert "s3cret" not in caplog.text + json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "ours"),
+    [
+        ("my_app:5000", "http://my_app:5000", True),
+        ("Example.test", "http://example.test", True),
+        ("example.test:80", "http://example.test", True),
+        ("example.test:8080", "http://example.test", False),
+        ("my_app:5000", "http://other_app:5000", False),
+        ("xn--a", "http://evil.example", False),
+        ("xn--a", "http://xn--a", True),
+        ("[::1", "http://[::1", True),
+        ("", "http://evil.example", False),
+    ],
+)
+def test_a_page_is_of_this_site_by_the_host_as_it_was_sent(
+    site: Site, host: str, origin: str, ours: bool
+) -> None:
+    """Also where Werkzeug reads none out of it: such a Host is neither everybody's nor a 500."""
+    # Flask's client would read the Host itself.
+    _, (status,) = site.raw("/polling", headers={"Host": host, "Origin": origin})
+    assert status.startswith("200" if ours else "403")
+
+
+def test_topics_of_a_ticket_may_be_numbers(site: Site) -> None:
+    ticket = site.realtime.ticket(Identity("alice"), topics=[17])
+    with site.stream(f"?ticket={ticket}") as stream:
+        stream.hello()
+        site.emit("seen", topics=["17"])
+        stream.upto("seen")
+    kept = site.realtime.events_for(Identity("alice"), topics=[17])
+    assert [event.type for event in kept] == ["seen"]

@@ -621,11 +621,12 @@ def test_who_reads_the_log_may_emit(server: RedisServer) -> None:
         wait_for(lambda: instance.bus.state == "degraded", "the bus never notices")
         wait_for(lambda: len(told) == 2, f"told: {told}")
         server.start()
-        wait_for(lambda: len(told) == 4, f"told: {told}")
+        wait_for(lambda: len(told) == 5, f"told: {told}")
         assert sorted(told) == [
             "Redis is back after",
             "Redis is out of rea",
             "limits are counted ",
+            "the log in Redis is",
             "the storage of the ",
         ]
     finally:

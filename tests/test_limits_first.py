@@ -2,15 +2,18 @@
 
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from flask import Response
 from werkzeug.exceptions import abort
 
 from hybrid import Identity
 from hybrid.audience import Audience
 from hybrid.distinct import Distinct
 from hybrid.events import Event
+from hybrid.limits import MAX_WINDOWS, Windows
 from hybrid.monitor.errors import Errors
 from hybrid.wire import to_json
 from servers import PREFIX
@@ -194,3 +197,33 @@ def test_a_refusal_that_is_raised_again_keeps_nothing() -> None:
     assert len(ours) > 30
     kept = [value for module in ours for value in vars(module).values()]
     assert not [value for value in kept if isinstance(value, Exception)]
+
+
+def test_a_response_that_a_hook_aborts_with_counts_as_a_refusal(make_site: MakeSite) -> None:
+    """Its status stands in the response alone."""
+    site = make_site(LIMIT_POLLS="3 per minute")
+    asked = []
+
+    def identify() -> Identity:
+        asked.append(1)
+        abort(Response("log in", 401))
+
+    site.realtime.identify(identify)
+    codes = [site.get("/polling").status_code for _ in range(6)]
+    assert codes[0] == 401
+    assert codes[-1] == 429
+    assert len(asked) < 6
+
+
+def test_counters_in_memory_hold_when_threads_share_them() -> None:
+    """Full of what is over and of what is not: the latter stays, and nothing raises."""
+    now = 0.0
+    windows = Windows(lambda: now)
+    for number in range(MAX_WINDOWS - 1000):
+        windows.hit(("over", number), 1)
+    now = 2.0
+    for number in range(1000):
+        windows.hit(("live", number), 60)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: windows.hit(("new", number), 60), range(5000)))
+    assert all(windows.hit(("live", number), 60)[0] == 2 for number in range(1000))

@@ -90,3 +90,25 @@ def test_an_app_that_matches_hosts_is_refused_with_the_reason() -> None:
     app = Flask(__name__, host_matching=True, static_host="static.example")
     with pytest.raises(ConfigError, match="host_matching"):
         app.register_blueprint(Hybrid().blueprint, url_prefix="/live")
+
+
+def test_the_monitors_page_names_its_files_below_the_prefix() -> None:
+    app, realtime = make("/<language:lang>/live")
+    realtime.can_monitor(lambda _: True)
+    page = app.test_client().get("/de/live/monitor", headers={"Accept": "text/html"})
+    assert page.status_code == 200
+    assert "/de/live/client/" in page.get_data(as_text=True)
+    realtime.can_monitor(lambda _: False)
+    page = app.test_client().get("/de/live/monitor", headers={"Accept": "text/html"})
+    assert page.status_code == 403
+
+
+def test_a_subdomain_may_have_variables_too() -> None:
+    app = Flask(__name__, subdomain_matching=True)
+    app.testing = True
+    app.config["SERVER_NAME"] = "example.test"
+    realtime = Hybrid()
+    app.register_blueprint(realtime.blueprint, subdomain="<tenant>", url_prefix="/live")
+    realtime.init_app(app)
+    answer = app.test_client().get("/live/polling", base_url="http://acme.example.test")
+    assert answer.status_code == 200

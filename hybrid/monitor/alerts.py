@@ -272,6 +272,8 @@ def rules(changes: Mapping[str, Mapping[str, float] | None]) -> tuple[Rule, ...]
         if change is None:
             del known[name]
             continue
+        if not isinstance(change, Mapping):
+            raise ValueError(f'{name!r} is to have a mapping, {{"threshold": …}}, or null')
         if unknown := change.keys() - {"threshold", "clear", "hold", "rest"}:
             raise ValueError(f"a rule has no {sorted(unknown)[0]!r}")
         old = known[name]
@@ -338,6 +340,9 @@ class Alerts:
         """The clock was set by so much: what has held for a time has held for that time still."""
         self._passed = {name: at + seconds for name, at in self._passed.items()}
         self._cleared = {name: at + seconds for name, at in self._cleared.items()}
+        for alert in self._standing.values():
+            for name in {"since", "snoozed_until"} & alert.keys():
+                alert[name] += round(1000 * seconds)
 
     def dump(self) -> str:
         """The state as text."""

@@ -74,10 +74,10 @@ def _take_a_prefix_with_variables(setup: BlueprintSetupState) -> None:
 
     They are for the application, whose `url_value_preprocessor` may take them out, and need not.
     """
-    prefix = setup.url_prefix or ""
-    if "<" not in prefix:
+    prefix, subdomain = setup.url_prefix or "/", setup.subdomain or ""
+    if "<" not in prefix + subdomain:
         return
-    theirs = Rule(prefix)
+    theirs = Rule(prefix, subdomain=subdomain)
     theirs.bind(Map(converters=setup.app.url_map.converters))
     views = setup.app.view_functions
     for endpoint in [name for name in views if name.startswith(f"{setup.name}.")]:

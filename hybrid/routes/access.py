@@ -24,12 +24,13 @@ from hybrid.routes.bounds import (
     ASKED,
     address_of,
     count,
+    count_refusal,
     count_request,
     patience,
     refuse_if_spent,
 )
 from hybrid.routes.carried import MAX_VALUE, RECHECK, carried
-from hybrid.routes.origins import is_own_host
+from hybrid.routes.origins import host_of, is_own_host
 from hybrid.wire import to_json
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ MAX_CREDENTIALS = 16 * 1024
 """Characters kept for a stream: a hundred streams of one address are then under 2 MB."""
 REHEARSAL_SECONDS = 5.0
 """How long a first look may take before the stream goes on without its answer."""
-MAX_REHEARSED = 64
-"""Different environs whose first look is remembered."""
+MAX_REHEARSED = 1000
+"""Users, topics and kinds of environ whose first look is remembered."""
 GRANTED = "hybrid.granted"
 TICKET = "hybrid.ticket"
 OURS = frozenset({"since", "topic", "wait", "limit", "ticket"})
@@ -90,6 +91,18 @@ def credentials_of(identity: Identity, topics: frozenset[str], *, granted: bool 
     return text
 
 
+class NotKept(Problem):
+    """Who asks cannot be kept for as long as a stream lives."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "Unavailable",
+            "who you are cannot be kept with the stream; the server's log says why",
+            retry_after=FULL_RETRY_AFTER,
+        )
+
+
 def _rehearse(
     state: "AppState",
     credentials: str,
@@ -99,10 +112,12 @@ def _rehearse(
 ) -> None:
     """Ask again at once where something of the environ cannot be kept; refuse if that is missed.
 
-    Else each such stream would end at its first heartbeat, come back, and end again. An environ
-    that has passed is not asked about any more: `lost` are its keys and types.
+    Else each such stream would end at its first heartbeat, come back, and end again. What has
+    passed is not asked about any more: `lost`, the keys and types of the environ, for this user and
+    these topics, since hooks may look at it for some alone.
     """
-    if lost in state.rehearsed:
+    passed = (lost, identity.user, topics)
+    if passed in state.rehearsed:
         return
     answers: list[bool] = []
 
@@ -121,7 +136,7 @@ def _rehearse(
     if answers == [True]:
         if len(state.rehearsed) >= MAX_REHEARSED:
             state.rehearsed.clear()
-        state.rehearsed.add(lost)
+        state.rehearsed.add(passed)
     elif answers == [False]:
         logger.error(
             "a stream is refused: identify or authorize answers otherwise when it is asked again,"
@@ -131,12 +146,7 @@ def _rehearse(
             MAX_VALUE,
             ", ".join(sorted(lost)),
         )
-        raise Problem(
-            503,
-            "Unavailable",
-            "who you are cannot be kept with the stream; the server's log says why",
-            retry_after=FULL_RETRY_AFTER,
-        )
+        raise NotKept
 
 
 def look_again(
@@ -253,7 +263,7 @@ def not_permitted(state: "AppState", detail: str) -> Problem:
     """What is said to who is not permitted; where debug mode would have been enough, why not."""
     if state.debug() and not is_own_host():
         detail += (
-            f". Debug mode opens it by the names of this machine alone, and {request.host!r:.80} is"
+            f". Debug mode opens it by the names of this machine alone, and {host_of()!r:.80} is"
             " none that is known: add it to app.config['TRUSTED_HOSTS']"
         )
     return Problem(403, "Forbidden", detail)
@@ -300,8 +310,12 @@ def ask(name: str, hook: Callable[..., Any], *arguments: Any) -> Any:
         if isawaitable(answer):
             raise TypeError("the hook returned something to wait for; make it an `async def`")
         return answer
-    except HTTPException:
-        raise  # abort(403) in a hook is an answer
+    except HTTPException as refusal:
+        # abort(403) in a hook is an answer. Of abort(response) Flask asks no error handler.
+        status = getattr(refusal.response, "status_code", None)
+        if status in (401, 403) and RECHECK not in request.environ:
+            count_refusal()
+        raise
     except Exception:
         match arguments:
             case []:

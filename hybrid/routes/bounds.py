@@ -166,12 +166,17 @@ def answer_refusal(error: HTTPException) -> Response:
     Else who has no identity, or tries one topic after the other, could ask the hooks for ever.
     """
     if error.code in (401, 403) and ASKED in request.environ:
-        instance = app_state().instance()
         try:
-            count(instance, "refusals", of_address(address_of(instance)))
+            count_refusal()
         except Problem as limit:
             error = limit
     return http_problem(error)
+
+
+def count_refusal() -> None:
+    """Count that a hook said no, for the address; 429 when that is too much."""
+    instance = app_state().instance()
+    count(instance, "refusals", of_address(address_of(instance)))
 
 
 def refuse_if_spent(instance: Instance, limit: str, who: str) -> None:

@@ -31,24 +31,35 @@ OF_ONE_REQUEST = ("wsgi.", "gunicorn.", "werkzeug.", "flask.", "opentelemetry", 
 
 
 def carried(environ: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
-    """What can be kept, and what cannot as `key (type)`.
+    """What can be kept, and what cannot, or not as what it is, as `key (type)`.
 
     Kept is what comes out of JSON as it went in: strings, numbers, lists and dicts of them, as a
-    middleware puts into the environ that has read a token.
+    middleware puts into the environ that has read a token. Of a class derived from these, which
+    may have more to it, the JSON is kept.
     """
     kept: dict[str, Any] = {}
     lost = set[str]()
     for key, value in environ.items():
         if key in UNTELLING or key.startswith("gunicorn."):
             continue
-        if isinstance(value, str):
+        if type(value) is str:
             kept[key] = value
         elif not key.startswith(OF_ONE_REQUEST):
-            if _comes_back(value):
+            comes_back = _comes_back(value)
+            if comes_back:
                 kept[key] = value
-            else:
+            if not comes_back or not _is_plain(value):
                 lost.add(f"{key} ({type(value).__name__})")
     return kept, frozenset(lost)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is of the very types that JSON gives back. It is no deeper than JSON can be."""
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))
+    return value is None or type(value) in (str, int, float, bool)
 
 
 def _comes_back(value: Any) -> bool:

@@ -121,10 +121,11 @@ def _wants_a_page() -> bool:
 
 
 def _page(state: "AppState", identity: Identity) -> Response:
-    file = partial(url_for, ".client_file", version=hybrid.__version__)
+    here = request.view_args or {}  # the variables of the prefix, if it has some
+    file = partial(url_for, ".client_file", version=hybrid.__version__, **here)
     text = render_template(
         "hybrid/monitor.html",
-        base=url_for(".monitor").removesuffix("/monitor"),
+        base=url_for(".monitor", **here).removesuffix("/monitor"),
         file=file,
         name=request.host,
         operates=permitted(state, "can_operate", identity),
@@ -139,7 +140,9 @@ def _refusal(error: HTTPException) -> Response:
     response = answer_refusal(error)
     page = render_template(
         "hybrid/refused.html",
-        file=partial(url_for, ".client_file", version=hybrid.__version__),
+        file=partial(
+            url_for, ".client_file", version=hybrid.__version__, **(request.view_args or {})
+        ),
         status=response.status_code,
         why=response.get_json(force=True)["detail"],
     )

@@ -15,6 +15,8 @@ from hybrid.routes.answers import Problem, app_state
 
 PREFLIGHT_SECONDS = "600"
 TOKENS = re.compile("[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,1024}")
+LOCAL_NAME = re.compile("[a-z0-9_-]{1,63}")
+"""A name without a dot, as of a service in a network of containers."""
 READABLE = "Retry-After, X-Realtime-Cursor"
 """Headers of ours that a script of another origin may see."""
 
@@ -53,7 +55,19 @@ def _is_from_here() -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = environ.get("HTTP_ORIGIN")
-    return origin is None or origin == request.host_url.rstrip("/")
+    return origin is None or origin.lower() == _own_origin()
+
+
+def _own_origin() -> str:
+    """The origin of a page of this site, as browsers write it: without the scheme's own port."""
+    scheme = request.scheme
+    return f"{scheme}://{host_of().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
+
+
+def host_of() -> str:
+    """The host as the client wrote it: Werkzeug's is empty for names with an underscore, which
+    are names all the same, and its URL is not to be had for some."""
+    return str(request.environ.get("HTTP_HOST") or request.host).strip().lower()
 
 
 def is_own_host() -> bool:
@@ -65,10 +79,10 @@ def is_own_host() -> bool:
     config = current_app.config
     if config.get("TRUSTED_HOSTS"):
         return True  # Flask has refused all others
-    name = request.host.lower()
+    name = host_of()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
     own = (config.get("SERVER_NAME") or "localhost").lower().partition(":")[0]
-    if "." not in name or name == own or name.endswith((f".{own}", ".localhost")):
+    if name == own or name.endswith((f".{own}", ".localhost")) or LOCAL_NAME.fullmatch(name):
         return True
     try:
         ipaddress.ip_address(name)

@@ -13,7 +13,7 @@ from hybrid.events import Cursor, random_id
 from hybrid.instance import Instance, unix_ms
 from hybrid.limits import of_address, of_user
 from hybrid.log import Claim, Entry, Reading
-from hybrid.routes.access import credentials_of, identity_of, redeem, topics_of
+from hybrid.routes.access import NotKept, credentials_of, identity_of, redeem, topics_of
 from hybrid.routes.answers import (
     Held,
     Problem,
@@ -168,12 +168,12 @@ def polling() -> Response:
     answer = poll(connection)
     if answer is None:
         connection.answer = poll
-        connection.credentials = credentials_of(identity, topics)
         try:
+            connection.credentials = credentials_of(identity, topics)
             claim = Claim(since, certain=pending is None)
             begun = instance.admit(connection, address, claim, patience())
-        except TooManyConnections:
-            # Without a slot it is answered, it only does not wait.
+        except (TooManyConnections, NotKept):
+            # Without a slot, or where who it is cannot be kept, it is answered without a wait.
             answer = poll(connection, True)
         else:
             # The log may have become another one while a slot was asked for.

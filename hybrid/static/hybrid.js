@@ -601,7 +601,8 @@ const parse = (text) => attempt(() => JSON.parse(text));
  *   what it brings. It is dashboard.js, loaded when first used. `cursor` is where the client is
  */
 export function connect(url, options = {}) {
-  const { topics = [], name, persist = true, headers, onAuth, credentials } = options;
+  const { name, persist = true, headers, onAuth, credentials } = options;
+  const topics = (options.topics ?? []).map(String);
   const base = url.replace(/\/+$/, "");
   // Somebody else's page begins anew; JSON, so that no two of them are written alike.
   const key = `hybrid:${JSON.stringify([base, [...topics].sort(), name])}`;
