@@ -82,6 +82,8 @@ def check_redis_url(url: str) -> None:
             " write %2F for /, %23 for #, %3F for ?, %40 for @ and %25 for %; put an IPv6 address"
             " into brackets"
         ) from None
+    if scheme in ("redis", "rediss") and not re.fullmatch("[0-9]{0,9}", path):
+        raise ConfigError("its path is no number of a database: redis://host:6379/0")
     allowed = URL_OPTIONS
     if scheme.startswith("rediss"):
         allowed |= TLS_OPTIONS

@@ -37,6 +37,7 @@ TABLE: list[tuple[str, list[tuple[Any, Any]], list[Any]]] = [
                 "redis://h?ssl_cert_reqs=none",
             ),
             *("redis://h?sentinel_password=x", "rediss://h?ssl_cert_reqs=CERT_NONE"),
+            *("redis://h/zero", "rediss://h/0/1"),
             *("redis://h?db=x", "redis://h?unknown", "redis://u:a/b@h", "redis://h:port"),
             *("redis+sentinel://::1:26379/main", "redis+sentinel://h:1?socket_timeout=5"),
         ],

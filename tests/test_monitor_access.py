@@ -135,6 +135,7 @@ def test_an_alert_is_snoozed_by_who_may_act(caplog: pytest.LogCaptureFixture) ->
     state.monitor().stop()
     # One that is not started: nobody but the test has it look.
     monitor = Monitor(state.instance(), interval=60, rules=[rule], on_change=heard.append)
+    monitor._keeping = True  # and tells of what it finds
     state._monitor = monitor
     wish = {"rule": "full", "minutes": 60}
     assert site.post("/monitor/snooze", wish, "hand").status_code == 404

@@ -276,6 +276,9 @@ def test_who_cannot_be_heard_is_not_gone() -> None:
     assert raised.why.startswith("at least 1 of 1 instances are without the shared log (web-1:17)")
     (late,) = alerts.step(replace(scenes[-1], now=31, complete=True))
     assert late.rule == "instance_gone"
+    alone = Scene(32, away, BASE, USUAL, complete=False)
+    assert alerts.step(alone) == [], "nor is it over because nobody can be heard"
+    assert [alert["rule"] for alert in alerts.standing()] == ["redis_away", "instance_gone"]
 
 
 def test_each_process_without_redis_shows_its_alert_and_one_tells(

@@ -70,8 +70,8 @@ def _alerts(site: Site) -> Iterator[Finding]:
     except (OSError, HTTPException) as error:
         yield Finding("skip", "alert", f"{site.prefix}/health/ready does not answer: {error}")
     for alert in sorted(alerts):
-        where = "the finding `Redis` and the log" if "Redis" in alert else "the log"
-        yield Finding("look", "alert", alert, f"{where} of that process say the fix")
+        where = "the finding `Redis` and the log" if "Redis" in alert else "the logs"
+        yield Finding("look", "alert", alert, f"{where} of that process have the fix")
 
 
 def _at_once(site: Site, path: str) -> Iterator[tuple[HTTPResponse, str]]:

@@ -60,6 +60,9 @@ class Rule:
     clear: float
     hold: float = 0
     rest: float = 30
+    of_all: bool = False
+    """Whether it speaks of instances that may merely not be heard: what it found last stands while
+    they cannot be."""
 
 
 def _names(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -116,8 +119,6 @@ def _redis_slow(scene: Scene) -> Reading:
 
 
 def _gone(scene: Scene) -> Reading:
-    if not scene.complete:
-        return None  # who cannot be heard may well be alive
     gone = [row for row in scene.picture["instances"] if row["state"] == "gone"]
     return len(gone), (
         f"nothing is heard of {_names(gone)} any more: it died, or cannot reach Redis;"
@@ -246,7 +247,7 @@ RULES: tuple[Rule, ...] = (
     Rule("blocked", "critical", _blocked, 1000 * BLOCKED, 1000 * BLOCKED, rest=0),
     Rule("redis_away", "critical", _redis_away, 0, 0, hold=5, rest=5),
     Rule("redis_slow", "warning", _redis_slow, 50, 25, hold=30),
-    Rule("instance_gone", "critical", _gone, 0, 0, rest=0),
+    Rule("instance_gone", "critical", _gone, 0, 0, rest=0, of_all=True),
     Rule("fallback", "warning", _fallback, 0.3, 0.2, hold=120),
     Rule("resume", "warning", _resume, 0.05, 0.03, hold=10),
     Rule("reconnect_storm", "warning", _storm, 5, 2),
@@ -318,7 +319,8 @@ class Alerts:
 
     def step(self, scene: Scene) -> list[Change]:
         """Judge the scene; what has changed. Scenes come in the order of their time."""
-        return [change for rule in self._rules if (change := self._judge(rule, scene))]
+        rules = [rule for rule in self._rules if scene.complete or not rule.of_all]
+        return [change for rule in rules if (change := self._judge(rule, scene))]
 
     def standing(self) -> list[dict[str, Any]]:
         """The alerts that stand, as plain data, the oldest first."""
