@@ -376,7 +376,7 @@ def test_r47_no_emit_waits_for_a_connection_that_is_made(server: RedisServer, st
     proxy = Proxy(server.port)
     try:
         worker = start(proxy.url, probe=60)
-        proxy.delay = 0.35
+        proxy.delay = 0.25
         proxy.cut()
         times: list[float] = []
         while len(times) < 2 or worker.bus.state == "degraded":
