@@ -5,7 +5,10 @@ stored, then have the outbox stored. A frozen or detached subscription looks hea
 rings a bell of its own through Redis when it has heard nothing for long.
 
 All connections, since any of them may lead to a server that is no longer the one: after a failover
-behind one address the old primary keeps those that are open, and answers.
+behind one address the old primary keeps those that are open, and answers. So too those that were
+made in a try that failed: the next one would store by a connection to one server and read by one to
+the other. At a Redis whose answers take nearly `TIMEOUT`, that is some twenty in a row that have to
+come in time.
 """
 
 import itertools
