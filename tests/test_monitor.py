@@ -79,17 +79,23 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 def server(
     tmp_path_factory: pytest.TempPathFactory, redis: RedisServer, hook: Hook
 ) -> Iterator[Server]:
-    """Two workers."""
-    with gunicorn(
-        tmp_path_factory.mktemp("server") / "log",
-        *("-w", "2"),
-        app="monitor_app:app",
-        url=redis.url,
-        monitor_seconds=1,
-        metrics_key="the key of the tests",
-        alert_webhook=hook.url,
-        alerts=json.dumps(RULES),
-    ) as server:
+    """Two workers that see each other; one of them keeps the history."""
+    with (
+        gunicorn(
+            tmp_path_factory.mktemp("server") / "log",
+            *("-w", "2"),
+            app="monitor_app:app",
+            url=redis.url,
+            monitor_seconds=1,
+            metrics_key="the key of the tests",
+            alert_webhook=hook.url,
+            alerts=json.dumps(RULES),
+        ) as server,
+        redis.client() as client,
+    ):
+        # A worker begins to tell of itself with its first request.
+        until(lambda: len(server.monitor()["instances"]) == 2, "two workers never saw each other")
+        until(lambda: client.get("{hybrid}:keeper"), "no worker keeps the history")
         yield server
 
 
@@ -160,7 +166,6 @@ class Script:
 @pytest.fixture(scope="module")
 def script(server: Server) -> Script:
     """Connects, resumes, gaps, refusals, polls, events, endings."""
-    until(lambda: len(server.monitor()["instances"]) == 2, "two workers never saw each other")
     plain = [server.stream(f"user=u{n}&topic=open") for n in range(7)]
     resumed = [server.stream(f"user=r{n}&since=0") for n in range(3)]
     broken = [server.stream(f"user=b{n}&since=nonsense") for n in range(2)]
